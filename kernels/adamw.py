@@ -1,0 +1,145 @@
+"""AdamW on a flat buffer of parameters, and clipping by global norm.
+
+Loshchilov, Hutter (2019), "Decoupled Weight Decay Regularization", arXiv:1711.05101, algorithm 2, with the
+learning rate in front of the decay, as PyTorch has it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from kernels.array import Array, namespace
+
+
+def adamw_update(
+    param: Array,
+    grad: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    lr: float | Array,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """One step, in place.
+
+    First the decay, which knows nothing of the gradient: θ ← θ·(1 − lr·λ). Then the averages of the gradient and of
+    its square, m ← β₁m + (1 − β₁)g and v ← β₂v + (1 − β₂)g², both too small at first by the factor 1 − βᵗ because
+    they started at 0. Last the step: θ ← θ − lr·m̂/(√v̂ + ε).
+
+    Parameters
+    ----------
+    param, grad, m, v : (P,)
+        All but `grad` are changed in place.
+    step : int
+        t, from 1.
+    lr : float or (P,)
+    betas : (float, float)
+    eps : float
+    weight_decay : float
+        λ.
+    """
+    ### BEGIN SOLUTION
+    beta1, beta2 = betas
+    param *= 1.0 - lr * weight_decay
+    m *= beta1
+    m += (1.0 - beta1) * grad
+    v *= beta2
+    v += (1.0 - beta2) * grad * grad
+    m_hat = m / (1.0 - beta1**step)
+    v_hat = v / (1.0 - beta2**step)
+    param -= lr * m_hat / (namespace(v).sqrt(v_hat) + eps)
+    ### END SOLUTION
+
+
+def global_norm(flat: Array) -> float:
+    """Euclidean norm of all elements together, summed in float64.
+
+    Parameters
+    ----------
+    flat : (P,)
+
+    Returns
+    -------
+    norm : float
+    """
+    return math.sqrt(sum_of_squares(flat))
+
+
+def sum_of_squares(flat: Array) -> float:
+    """Sum of the squares of all elements, in float64, so that ranks can add up their parts."""
+    wide = flat.astype(namespace(flat).float64)
+    return float(wide @ wide)
+
+
+def clip_coefficient(norm: float, max_norm: float) -> float:
+    """The factor that brings a gradient of this norm down to `max_norm`, never up.
+
+    Pascanu, Mikolov, Bengio (2013), arXiv:1211.5063, algorithm 1.
+
+    Parameters
+    ----------
+    norm : float
+        Global norm over all parameters.
+    max_norm : float
+
+    Returns
+    -------
+    factor : float in (0, 1]
+    """
+    ### BEGIN SOLUTION
+    return min(1.0, max_norm / (norm + 1e-6))
+    ### END SOLUTION
+
+
+# ---------------------------------------------------------------------------------------------- fast forms
+
+PIECE = 32 * 1024  # elements; the four arrays and the scratch of a piece stay in a core's second-level cache
+
+
+def adamw_update_fast(
+    param: Array,
+    grad: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    lr: float | Array,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """`adamw_update` piece by piece, so that each array passes once between memory and cache.
+
+    The bias corrections are folded into the step size and into ε: m̂/(√v̂ + ε) = (√c₂/c₁)·m/(√v + ε·√c₂).
+    """
+    xp = namespace(param)
+    beta1, beta2 = betas
+    root = math.sqrt(1.0 - beta2**step)
+    factor = root / (1.0 - beta1**step)
+    scratch = xp.empty(min(PIECE, param.shape[0]), dtype=param.dtype)
+    per_element = not isinstance(lr, (int, float))
+    for start in range(0, param.shape[0], PIECE):
+        piece = slice(start, start + PIECE)
+        p, g, mi, vi = param[piece], grad[piece], m[piece], v[piece]
+        rate = lr[piece] if per_element else lr
+        w = scratch[: p.shape[0]]
+        if weight_decay:
+            p *= 1.0 - rate * weight_decay
+        xp.multiply(g, 1.0 - beta1, out=w)
+        mi *= beta1
+        mi += w
+        xp.multiply(g, g, out=w)
+        w *= 1.0 - beta2
+        vi *= beta2
+        vi += w
+        xp.sqrt(vi, out=w)
+        w += eps * root
+        xp.divide(mi, w, out=w)
+        w *= rate * factor
+        p -= w
+
+
+def sum_of_squares_fast(flat: Array) -> float:
+    """`sum_of_squares` piece by piece: float32 products within a piece, float64 over the pieces."""
+    return sum(float(flat[i : i + PIECE] @ flat[i : i + PIECE]) for i in range(0, flat.shape[0], PIECE))

@@ -1,0 +1,264 @@
+"""Causal softmax attention from queries, keys and values to the joined output of all heads.
+
+Vaswani et al. (2017), "Attention Is All You Need", arXiv:1706.03762, section 3.2.1.
+
+There may be more keys than queries (S ≥ T): the first S − T keys come from before, out of a cache or as a learned
+prefix. Query t stands at place S − T + t and sees the keys at places 0 … S − T + t.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from kernels.array import Array, namespace
+
+
+class AttentionCache(NamedTuple):
+    """What the backward reads; `weights` (B, H, T, S) are the attention probabilities."""
+
+    q: Array
+    k: Array
+    v: Array
+    weights: Array
+    dropout_mask: Array | None
+
+
+def visible(T: int, S: int, key_mask: Array | None, like: Array) -> Array:
+    """Which keys each query may look at: none after itself, none that is padding.
+
+    Parameters
+    ----------
+    T, S : int
+        Numbers of queries and keys.
+    key_mask : (B, S) bool or None
+        False where a key is padding.
+    like : any array of the library to use
+
+    Returns
+    -------
+    visible : (T, S) bool, or (B, 1, T, S) with a `key_mask`
+    """
+    xp = namespace(like)
+    causal = xp.arange(S)[None, :] <= xp.arange(S - T, S)[:, None]  # (T, S)
+    return causal if key_mask is None else causal & key_mask[:, None, None, :]
+
+
+def merge_heads(x: Array) -> Array:
+    """(B, H, T, D) -> (B, T, H·D)."""
+    B, H, T, D = x.shape
+    return x.swapaxes(1, 2).reshape(B, T, H * D)
+
+
+def split_heads(x: Array, n_head: int) -> Array:
+    """(B, T, H·D) -> (B, H, T, D), a view."""
+    B, T, C = x.shape
+    return x.reshape(B, T, n_head, C // n_head).swapaxes(1, 2)
+
+
+def softmax(scores: Array, mask: Array) -> Array:
+    """Probabilities over the last axis; exactly 0 where masked, and in rows where nothing is visible.
+
+    Parameters
+    ----------
+    scores : (..., S)
+    mask : bool, broadcasts to `scores`
+
+    Returns
+    -------
+    probabilities : (..., S)
+    """
+    xp = namespace(scores)
+    lowest = xp.finfo(scores.dtype).min
+    scores = xp.where(mask, scores, lowest)
+    weights = xp.exp(scores - scores.max(-1, keepdims=True)) * mask
+    total = weights.sum(-1, keepdims=True)
+    return weights / xp.where(total == 0, 1, total)
+
+
+def attention_forward(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_mask: Array | None = None,
+    dropout_mask: Array | None = None,
+    keep: bool = True,
+) -> tuple[Array, Any]:
+    """Mix the values of the keys each query may see, weighted by softmax(q·k / √D).
+
+    Parameters
+    ----------
+    q : (B, H, T, D)
+    k, v : (B, H, S, D), S ≥ T
+    key_mask : (B, S) bool, optional
+        False where a key is padding. A query that sees no key at all gives zeros.
+    dropout_mask : (B, H, T, S), optional
+        Factors on the attention probabilities.
+    keep : bool
+        False where no backward will follow: the cache is then None.
+
+    Returns
+    -------
+    out : (B, T, C), C = H·D
+    cache : AttentionCache
+    """
+    ### BEGIN SOLUTION
+    T, D = q.shape[-2:]
+    S = k.shape[-2]
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(D)  # (B, H, T, S)
+    weights = softmax(scores, visible(T, S, key_mask, like=q))
+    mixed = (weights if dropout_mask is None else weights * dropout_mask) @ v  # (B, H, T, D)
+    cache = AttentionCache(q, k, v, weights, dropout_mask)
+    return merge_heads(mixed), cache if keep else None
+    ### END SOLUTION
+
+
+def attention_backward(
+    dout: Array, cache: Any, out: tuple[Array, Array, Array] | None = None
+) -> tuple[Array, Array, Array]:
+    """Gradients with respect to queries, keys and values.
+
+    With P = softmax(Z), Z = q·kᵀ/√D and O = P·v: dv = Pᵀ·dO, dP = dO·vᵀ,
+    dZ = P∘(dP − rowsum(P∘dP)), dq = dZ·k/√D, dk = dZᵀ·q/√D. Masked entries have P = 0 and need no more care.
+
+    Parameters
+    ----------
+    dout : (B, T, C)
+    cache : AttentionCache
+    out : three arrays of the shapes of q, k and v, optional
+        Where to write the results.
+
+    Returns
+    -------
+    dq : (B, H, T, D)
+    dk, dv : (B, H, S, D)
+    """
+    ### BEGIN SOLUTION
+    q, k, v, weights, dropout_mask = cache
+    xp = namespace(dout)
+    dq, dk, dv = out if out is not None else (None, None, None)
+    dmixed = split_heads(dout, q.shape[1])  # (B, H, T, D)
+    dropped = weights if dropout_mask is None else weights * dropout_mask
+    dv = xp.matmul(dropped.swapaxes(-1, -2), dmixed, out=dv)
+    dweights = dmixed @ v.swapaxes(-1, -2)  # (B, H, T, S)
+    if dropout_mask is not None:
+        dweights = dweights * dropout_mask
+    dscores = weights * (dweights - (weights * dweights).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
+    dq = xp.matmul(dscores, k, out=dq)
+    dk = xp.matmul(dscores.swapaxes(-1, -2), q, out=dk)
+    return dq, dk, dv
+    ### END SOLUTION
+
+
+# ---------------------------------------------------------------------------------------------- fast forms
+#
+# The time goes into passes over the (T, S) score matrices, so the fast form saves passes:
+# - queries go in blocks; keys after a block's last query are never touched, half of the work for long sequences;
+# - exp without subtracting each row's maximum: the block's largest score bounds all of them, and where it could
+#   overflow, or a row could vanish, the exact form runs instead;
+# - the softmax stays unnormalised, E = exp(Z): its row sums go into the small (T, D) arrays,
+#   O = (E·v)/l, and with dO' = dO/l, δ' = rowsum(dO'∘O): dv = Eᵀ·dO', dZ = E∘(dO'·vᵀ − δ').
+
+BLOCK = 64  # queries a block
+SAFE = 60.0  # exp(±60) and sums of a few thousand of them are far inside float32's range
+
+
+class FastAttentionCache(NamedTuple):
+    """What the fast backward reads: per block of queries its unnormalised weights E (B, H, t, s)."""
+
+    q: Array
+    k: Array
+    v: Array
+    blocks: list[Array]
+    inverse_sums: Array
+    out: Array
+    dropout_mask: Array | None
+
+
+def attention_forward_fast(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_mask: Array | None = None,
+    dropout_mask: Array | None = None,
+    keep: bool = True,
+) -> tuple[Array, Any]:
+    """`attention_forward` in blocks of queries with an unnormalised softmax."""
+    xp = namespace(q)
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    past = S - T
+    scaled = q * (1.0 / math.sqrt(D))  # (B, H, T, D)
+    out = xp.empty((B, T, H, D), dtype=q.dtype)
+    mixed = out.swapaxes(1, 2)  # (B, H, T, D), a view of the output
+    sums = xp.empty((B, H, T), dtype=q.dtype)
+    ones = xp.ones(S, dtype=q.dtype)
+    blocks = []
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        seen = past + stop
+        weights = xp.matmul(scaled[:, :, start:stop], k[:, :, :seen].swapaxes(-1, -2))  # (B, H, t, s)
+        if not -SAFE < weights.min() <= weights.max() < SAFE:
+            return attention_forward(q, k, v, key_mask, dropout_mask, keep)
+        xp.exp(weights, out=weights)
+        if stop - start > 1:
+            t = stop - start
+            weights[..., past + start :] *= xp.tri(t, dtype=q.dtype)
+        if key_mask is not None:
+            weights *= key_mask[:, None, None, :seen]
+        xp.matmul(weights, ones[:seen], out=sums[:, :, start:stop])
+        dropped = weights if dropout_mask is None else weights * dropout_mask[..., start:stop, :seen]
+        xp.matmul(dropped, v[:, :, :seen], out=mixed[:, :, start:stop])
+        if keep:
+            blocks.append(weights)
+    if key_mask is not None:
+        sums[sums == 0] = 1.0  # a query that sees no key: its weights are all 0 already
+    inverse = xp.reciprocal(sums, out=sums)[..., None]
+    mixed *= inverse
+    merged = out.reshape(B, T, H * D)
+    if not keep:
+        return merged, None
+    return merged, FastAttentionCache(q, k, v, blocks, inverse, mixed, dropout_mask)
+
+
+def attention_backward_fast(
+    dout: Array, cache: Any, out: tuple[Array, Array, Array] | None = None
+) -> tuple[Array, Array, Array]:
+    """`attention_backward` in the blocks of the forward."""
+    if isinstance(cache, AttentionCache):  # the forward met scores too large for the unnormalised form
+        return attention_backward(dout, cache, out)
+    xp = namespace(dout)
+    q, k, v, blocks, inverse, mixed, dropout_mask = cache
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    if out is None:
+        out = (xp.empty(q.shape, dtype=q.dtype), xp.empty(k.shape, dtype=q.dtype), xp.empty(v.shape, dtype=q.dtype))
+    dq, dk, dv = out
+    dmixed = split_heads(dout, H) * inverse  # (B, H, T, D)
+    delta = xp.vecdot(dmixed, mixed)[..., None]  # (B, H, T, 1)
+    past = S - T
+    several = len(blocks) > 1
+    if several:
+        dk[...] = 0
+        dv[...] = 0
+    for i, weights in enumerate(blocks):
+        start, stop = i * BLOCK, min((i + 1) * BLOCK, T)
+        seen = past + stop
+        part = dmixed[:, :, start:stop]
+        dropped = weights if dropout_mask is None else weights * dropout_mask[..., start:stop, :seen]
+        dscores = xp.matmul(part, v[:, :, :seen].swapaxes(-1, -2))  # (B, H, t, s)
+        if dropout_mask is not None:
+            dscores *= dropout_mask[..., start:stop, :seen]
+        dscores -= delta[:, :, start:stop]
+        dscores *= weights
+        xp.matmul(dscores, k[:, :, :seen], out=dq[:, :, start:stop])
+        if several:
+            dv[:, :, :seen] += xp.matmul(dropped.swapaxes(-1, -2), part)
+            dk[:, :, :seen] += xp.matmul(dscores.swapaxes(-1, -2), q[:, :, start:stop])
+        else:
+            xp.matmul(dropped.swapaxes(-1, -2), part, out=dv)
+            xp.matmul(dscores.swapaxes(-1, -2), q, out=dk)
+    scale = 1.0 / math.sqrt(D)
+    dq *= scale
+    dk *= scale
+    return dq, dk, dv
