@@ -198,7 +198,7 @@ class GPTConfig:
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             fields[name] = values.get(name, 0.1)
         config = cls(**fields)
-        ids = {}
+        ids: dict[str, Any] = {}
         for name in ("bos_token_id", "eos_token_id"):
             token = values.get(name, 50256)
             outside = type(token) is int and token >= config.vocab_size
@@ -260,7 +260,9 @@ def _base(n_layer: int, n_head: int, n_embd: int) -> GPTConfig:
 
 PRESETS: dict[str, GPTConfig] = {
     # For tests. The vocabulary is that of a tokenizer without merges: the bytes and <|endoftext|>.
-    "nano": GPTConfig(257, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=256, eos_token_id=256),
+    "nano": GPTConfig(
+        257, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=256, eos_token_id=256
+    ),
     # nanoGPT's two recipes for tiny Shakespeare by characters: on a CPU, and on a GPU.
     "mini": GPTConfig(65, n_positions=64, n_embd=128, n_layer=4, n_head=4),
     "small": GPTConfig(65, n_positions=256, n_embd=384, n_layer=6, n_head=6),
@@ -309,5 +311,7 @@ def preset(name: str, **overrides: Any) -> GPTConfig:
         for field in ("bos_token_id", "eos_token_id")
         if getattr(base, field) == base.vocab_size - 1 and field not in overrides
     ]
-    config = dataclasses.replace(base, **dict.fromkeys(followers), **overrides)
-    return dataclasses.replace(config, **dict.fromkeys(followers, config.vocab_size - 1))
+    unset: dict[str, Any] = dict.fromkeys(followers)
+    config = dataclasses.replace(base, **unset, **overrides)
+    last: dict[str, Any] = dict.fromkeys(followers, config.vocab_size - 1)
+    return dataclasses.replace(config, **last)

@@ -28,6 +28,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -80,8 +81,8 @@ def write_atomic(path: PathLike, data: bytes) -> None:
 def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
     """Open a binary file that takes the place of `path` when the block is left without an exception.
 
-    After an exception, the reason for it included that the disk is full, `path` is untouched and the
-    temporary file is gone. What an earlier process left behind when it was killed is removed too.
+    After any exception, from the block or from the disk, `path` is untouched and the temporary file
+    is gone. What an earlier process left behind when it was killed is removed too.
 
     Raises
     ------
@@ -130,15 +131,17 @@ def _sync_folder(path: Path) -> None:
     """Make the name `path` itself survive a power failure."""
     if os.name != "posix":
         return  # elsewhere a directory cannot be opened, and the system does this on its own
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
-        # Some network file systems know no such request; the rename is as safe there as it gets.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        # Some network file systems know no such request, and a folder may be writable but not
+        # readable: the rename is then as safe as it gets.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise RunError(f"{path} is written, but the disk did not confirm it: {error.strerror}") from error
-    finally:
-        os.close(folder)
 
 
 def _check_folder(path: Path) -> None:
@@ -391,11 +394,11 @@ class _DuplicateKey(ValueError):
 
 def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Python keeps the last of two equal keys; here neither is believed."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _DuplicateKey(f"has the key {twice!r} twice")
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise _DuplicateKey(f"has the key {key!r} twice")
+        values[key] = value
     return values
 
 
@@ -516,9 +519,9 @@ def _write_tensors(
         file.write(_bytes_of(array))
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """The bytes of a contiguous array, (n,) uint8, without a copy."""
-    return array.reshape(-1).view(np.uint8)
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """The bytes of a contiguous array, without a copy."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _digest(metadata: dict[str, str], tensors: Iterable[tuple[str, str, np.ndarray]]) -> str:
@@ -587,14 +590,18 @@ def load_tensors(
                 tensors[entry.name] = array = _read_tensor(file, path, start, entry)
                 yield entry.name, entry.dtype, array
 
-        digest = _digest(metadata, stored())
-    if "sha256" in metadata or metadata.get("producer") == _PRODUCER:
-        recorded = metadata.get("sha256", "missing")
-        if digest != recorded:
-            raise InputError(f"{path}: damaged: the SHA-256 in its header is {recorded}, its content has {digest}")
+        if "sha256" in metadata or metadata.get("producer") == _PRODUCER:
+            recorded, found = metadata.get("sha256", "missing"), _digest(metadata, stored())
+            if found != recorded:
+                raise InputError(
+                    f"{path}: damaged: the SHA-256 in its header is {recorded!r}, its content has {found!r}"
+                )
+        else:
+            for _ in stored():
+                pass
     return {
-        entry.name: _checked(tensors.pop(entry.name), entry, target, path)
-        for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end))
+        entry.name: _usable(tensors.pop(entry.name), entry, target, path)
+        for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end, entry.name))
     }, metadata
 
 
@@ -620,10 +627,14 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[int, list[_Entry], dict[st
             f"the limit is {_LONGEST_HEADER}"
         )
     if length > size - 8:
-        raise InputError(f"{path}: truncated: the header has {length} bytes, the file only {size - 8} after it")
+        raise InputError(
+            f"{path}: truncated: the header has {length} bytes, the file only {size - 8} after it"
+        )
     text = file.read(length)
     if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
-        raise InputError(f"{path}: not a safetensors file: its header is not a JSON object padded with spaces")
+        raise InputError(
+            f"{path}: not a safetensors file: its header is not a JSON object padded with spaces"
+        )
     header = _parse_json(text, f"{path}: header")
 
     metadata = header.pop("__metadata__", {})
@@ -643,7 +654,8 @@ def _read_entry(path: Path, name: str, fields: Any) -> _Entry:
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if dtype != _BFLOAT16 and (not isinstance(dtype, str) or dtype not in _DTYPES):
         raise InputError(
-            f"{path}: tensor {name!r} has the unknown dtype {dtype!r}; known are {_names(_DTYPES)} and {_BFLOAT16}"
+            f"{path}: tensor {name!r} has the unknown dtype {dtype!r}; "
+            f"known are {_names(_DTYPES)} and {_BFLOAT16}"
         )
     if not is_sizes(shape):
         raise InputError(f"{path}: tensor {name!r} has the shape {shape!r}, not a list of sizes")
@@ -688,39 +700,43 @@ def _check_with_library(path: Path) -> None:
         raise InputError(f"{path}: not a valid safetensors file: {' '.join(str(error).split())}") from error
 
 
-def _read_tensor(file: BinaryIO, path: Path, start: int, entry: _Entry) -> np.ndarray:
+def _read_tensor(file: BufferedReader, path: Path, start: int, entry: _Entry) -> np.ndarray:
     """A tensor as stored; bfloat16 as its bits."""
     dtype = np.dtype("<u2") if entry.dtype == _BFLOAT16 else _DTYPES[entry.dtype]
     try:
         array = np.empty(entry.shape, dtype)
-    except (ValueError, MemoryError) as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(
             f"{path}: tensor {entry.name!r} of shape {_shape(entry.shape)} is not possible here"
         ) from error
     file.seek(start + entry.begin)
-    if file.readinto(_bytes_of(array)) != array.nbytes:  # type: ignore[attr-defined]
+    if file.readinto(_bytes_of(array)) != array.nbytes:
         raise InputError(f"{path}: truncated while it was read, in tensor {entry.name!r}")
-    if entry.dtype == "BOOL" and array.size and _bytes_of(array).max() > 1:
+    if entry.dtype == "BOOL" and array.size and array.view(np.uint8).max() > 1:
         raise InputError(f"{path}: tensor {entry.name!r} is BOOL, but holds bytes other than 0 and 1")
     return array
 
 
-def _checked(array: np.ndarray, entry: _Entry, target: np.dtype | None, path: Path) -> np.ndarray:
+def _usable(array: np.ndarray, entry: _Entry, target: np.dtype | None, path: Path) -> np.ndarray:
     """A stored tensor in the machine's byte order and the wished dtype, with all values finite."""
     if entry.dtype == _BFLOAT16:
         array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    what = f"{path}: tensor {entry.name!r}"
     fault = _first_not_finite(array)
     if fault is not None:
-        raise InputError(f"{path}: tensor {entry.name!r} holds {fault}")
-    if target is None or array.dtype.kind != "f" or array.dtype == target:
-        return array
+        raise InputError(f"{what} holds {fault}")
+    return array if target is None or array.dtype.kind != "f" else _converted(array, target, what)
+
+
+def _converted(array: np.ndarray, target: np.dtype, what: str) -> np.ndarray:
+    """Finite numbers in another floating-point type, if they fit."""
     with np.errstate(over="ignore"):  # reported below, with its place
-        converted = array.astype(target)
-    fault = _first_not_finite(converted)
+        converted = array.astype(target, copy=False)
+    fault = _first_not_finite(converted) if target.itemsize < array.itemsize else None
     if fault is not None:
-        raise InputError(f"{path}: tensor {entry.name!r} does not fit into {target}: {fault}")
+        raise InputError(f"{what} does not fit into {target}: {fault}")
     return converted
 
 
@@ -730,7 +746,7 @@ def _float_type(dtype: str | np.dtype | None) -> np.dtype | None:
     try:
         wanted = np.dtype(dtype)
     except TypeError:
-        wanted = None
+        wanted = np.dtype("O")
     if wanted not in (np.dtype("float32"), np.dtype("float64")):
         raise InputError(f"dtype must be float32 or float64, got {dtype!r}")
     return wanted
@@ -742,7 +758,7 @@ def _shape(shape: Iterable[int]) -> str:
 
 def _names(words: Iterable[str], most: int = 0) -> str:
     """Words in a row; beyond `most` (if not 0) only how many more."""
-    listed = list(words)
+    listed = [word if word.isprintable() else repr(word) for word in words]
     shown = listed[:most] if most else listed
     more = f" and {len(listed) - len(shown)} more" if len(listed) > len(shown) else ""
     return ", ".join(shown) + more
@@ -780,7 +796,9 @@ def save_model(directory: PathLike, config: GPTConfig, tensors: dict[str, np.nda
     _check_parameters(f"{directory}: tensors to save", config, tensors, {})
     dtypes = sorted({tensor.dtype.name for tensor in tensors.values()})
     if len(dtypes) > 1 or dtypes[0] not in ("float16", "float32", "float64"):
-        raise InputError(f"{directory}: a model is saved in one of float16, float32, float64, got {_names(dtypes)}")
+        raise InputError(
+            f"{directory}: a model is saved in one of float16, float32, float64, got {_names(dtypes)}"
+        )
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: cannot save a model, there is a file of that name")
     with _write_faults(directory):
@@ -853,7 +871,9 @@ def load_model(
     weights_path, stored, metadata = _load_weights(directory)
 
     if config.n_layer > len(stored):  # before that many names are made up
-        raise InputError(f"{config_path}: n_layer is {config.n_layer}, but {weights_path} has {len(stored)} tensors")
+        raise InputError(
+            f"{config_path}: n_layer is {config.n_layer}, but {weights_path} has {len(stored)} tensors"
+        )
     tensors: dict[str, np.ndarray] = {}
     spelled: dict[str, str] = {}
     head = stored.pop(_HEAD, None)
@@ -866,7 +886,7 @@ def load_model(
     _check_parameters(str(weights_path), config, tensors, spelled)
     if head is not None and not np.array_equal(head, tensors["transformer.wte.weight"]):
         raise InputError(
-            f"{weights_path}: {_HEAD} differs from transformer.wte.weight; only models with a tied head are known"
+            f"{weights_path}: {_HEAD} differs from transformer.wte.weight; the head must be tied to it"
         )
     if metadata.get("architecture", _architecture(config)) != _architecture(config):
         raise InputError(
@@ -877,9 +897,9 @@ def load_model(
     if wrong:
         raise InputError(f"{weights_path}: not floating-point numbers: {_names(wrong, most=5)}")
     if target is None:
-        target = np.result_type(np.float32, *tensors.values())
+        target = np.result_type(np.float32, *(tensor.dtype for tensor in tensors.values()))
     return config, {
-        name: _converted(tensors[name], target, f"{weights_path}: tensor {name}")
+        name: _converted(tensors.pop(name), target, f"{weights_path}: tensor {name!r}")
         for name in parameter_shapes(config)
     }
 
@@ -908,13 +928,21 @@ def _load_shards(index: Path) -> dict[str, np.ndarray]:
     for name, file in where.items():
         # A file elsewhere is not part of this directory, whatever the index says.
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\:]+\.safetensors", file):
-            raise InputError(f"{index}: {name!r} must be in a .safetensors file of this directory, not {file!r}")
+            raise InputError(
+                f"{index}: {name!r} must be in a .safetensors file of this directory, not {file!r}"
+            )
+    absent = sorted({file for file in where.values() if not index.with_name(file).exists()})
+    if absent:
+        raise InputError(f"{index}: no such file beside it: {_names(absent, most=5)}")
     tensors: dict[str, np.ndarray] = {}
     for file in sorted(set(where.values())):
         shard, _ = load_tensors(index.with_name(file))
         promised = {name for name, place in where.items() if place == file}
         if promised != shard.keys():
-            faults = [("missing", sorted(promised - shard.keys())), ("left over", sorted(shard.keys() - promised))]
+            faults = [
+                ("missing", sorted(promised - shard.keys())),
+                ("left over", sorted(shard.keys() - promised)),
+            ]
             raise InputError(f"{index.with_name(file)}: does not fit {index.name}: {_listed(faults)}")
         tensors.update(shard)
     return tensors
@@ -922,7 +950,7 @@ def _load_shards(index: Path) -> dict[str, np.ndarray]:
 
 def _is_mask_buffer(name: str, tensor: np.ndarray, config: GPTConfig) -> bool:
     """Old files carry the causal mask of each layer, (1, 1, n, n), and the number it puts in."""
-    match = re.fullmatch(r"transformer\.h\.(\d+)\.attn\.(bias|masked_bias)", name)
+    match = re.fullmatch(r"transformer\.h\.(\d{1,9})\.attn\.(bias|masked_bias)", name)
     if match is None or int(match[1]) >= config.n_layer:
         return False
     if match[2] == "masked_bias":
@@ -968,7 +996,8 @@ def check_vocabulary(tokenizer_vocab_size: int, config: GPTConfig) -> None:
     """
     if tokenizer_vocab_size != config.vocab_size:
         raise InputError(
-            f"the tokenizer has a vocabulary of {tokenizer_vocab_size} tokens, the model one of {config.vocab_size}"
+            f"the tokenizer has a vocabulary of {tokenizer_vocab_size} tokens, "
+            f"the model one of {config.vocab_size}"
         )
 
 

@@ -554,7 +554,7 @@ class Tokenizer(_TokenTable):
     Raises
     ------
     InputError
-        If a merge uses an id that does not exist yet, or comes twice.
+        If a merge uses an id that does not exist yet, or makes a token that exists already.
 
     Examples
     --------
@@ -565,6 +565,7 @@ class Tokenizer(_TokenTable):
 
     def __init__(self, merges: Iterable[Pair] = ()):
         tokens = [bytes([byte]) for byte in BYTE_OF_ID]
+        known = {*tokens, END_OF_TEXT.encode()}
         merge_ids: dict[Pair, int] = {}
         for left, right in merges:
             new = len(tokens)
@@ -573,10 +574,12 @@ class Tokenizer(_TokenTable):
                     f"merge {len(merge_ids)} joins the tokens {left} and {right}, "
                     f"but only the ids 0 to {new - 1} exist before it"
                 )
-            if (left, right) in merge_ids:
-                raise InputError(f"merge {len(merge_ids)} joins the tokens {left} and {right} a second time")
+            token = tokens[left] + tokens[right]
+            if token in known:  # two ids for the same bytes could not both be named in vocab.json
+                raise InputError(f"merge {len(merge_ids)} makes the token {token!r}, which exists already")
             merge_ids[left, right] = new
-            tokens.append(tokens[left] + tokens[right])
+            tokens.append(token)
+            known.add(token)
         super().__init__([*tokens, END_OF_TEXT.encode()])
         self._merge_ids = merge_ids
         self._cache = _WordCache(merge_ids)
@@ -972,7 +975,7 @@ def _check_text(text: str, what: str) -> None:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = repr(value).replace("\n", " ")
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -987,11 +990,20 @@ def _is_character_level(directory: Path) -> bool:
 
 
 def _check_has(directory: Path, *names: str) -> None:
-    for name in names:
-        if not (directory / name).is_file():
-            raise InputError(
-                f"{directory}: no {name} in it; this tokenizer consists of {' and '.join(names)}"
-            )
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory")
+    missing = [name for name in names if not (directory / name).is_file()]
+    if not missing:
+        return
+    fault = f"{directory}: no {' and no '.join(missing)} in it"
+    single_file = directory / "tokenizer.json"
+    if single_file.is_file():  # all that newer versions of transformers write
+        fault += (
+            f", only tokenizer.json; write {' and '.join(names)} with "
+            f'python -c "from tokenizers import Tokenizer as T; '
+            f'T.from_file({str(single_file)!r}).model.save({str(directory)!r})"'
+        )
+    raise InputError(fault)
 
 
 def _read_lines(path: Path) -> list[str]:

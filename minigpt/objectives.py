@@ -1,0 +1,62 @@
+"""What is trained for: from a batch to a loss and the backward that fills the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from kernels.cross_entropy import IGNORED
+from minigpt.context import Context
+from minigpt.heads import lm_loss
+from minigpt.parameters import Gradients
+
+Batch = dict[str, np.ndarray]
+"""Named arrays with one row an example along their first axis, so that any batch can be split into shards."""
+
+
+class Objective(Protocol):
+    """A loss that is a mean over the whole batch, computed shard by shard."""
+
+    def total(self, batch: Batch) -> float:
+        """What the loss divides by, counted over the whole batch."""
+
+    def forward(
+        self, model: Any, batch: Batch, total: float, ctx: Context
+    ) -> tuple[float, Callable[[Gradients], None]]:
+        """A shard's share of the mean, and its backward. The shares of all shards add up to the loss."""
+
+
+class LanguageModelling:
+    """Cross-entropy of the next token. Batches hold `ids` and `targets`, both (B, T); targets of -100 are not scored."""
+
+    def total(self, batch: Batch) -> float:
+        """Number of scored targets."""
+        return float((batch["targets"] != IGNORED).sum())
+
+    def forward(
+        self, model: Any, batch: Batch, total: float, ctx: Context
+    ) -> tuple[float, Callable[[Gradients], None]]:
+        """See `Objective.forward`."""
+        ids = model.backend.asarray(batch["ids"])
+        targets = model.backend.asarray(batch["targets"])
+        hidden, trunk_back = model.forward(ids, ctx)
+        loss, head_back = lm_loss(hidden, model.wte, targets, ctx, total)
+        return loss, lambda grads: trunk_back(head_back(grads), grads)
+
+
+def rows(batch: Batch) -> int:
+    """Number of examples in a batch."""
+    return next(iter(batch.values())).shape[0]
+
+
+def take(batch: Batch, part: slice) -> Batch:
+    """Some of a batch's examples."""
+    return {name: array[part] for name, array in batch.items()}
+
+
+def shards(n: int, parts: int) -> list[slice]:
+    """n rows cut into consecutive parts whose sizes differ by at most one."""
+    bounds = [i * n // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]

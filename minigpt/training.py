@@ -1,0 +1,536 @@
+"""The training loop: steps, evaluation, early stop, checkpoints and resume, log, progress bar, callbacks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from minigpt import files
+from minigpt.errors import InputError, RunError
+from minigpt.objectives import Batch, Objective, rows
+from minigpt.optim import AdamW, ParameterGroup, Schedule, make_schedule
+from minigpt.parallel import LocalTeam
+from minigpt.parameters import Gradients, layout
+
+Callback = Callable[["State"], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run.
+
+    Attributes
+    ----------
+    steps : int
+        Optimizer steps.
+    accumulation : int
+        Passes in which each worker runs its part of the batch; more need less memory and give the same gradient.
+    lr, schedule, warmup, min_lr
+        Learning rate; ``schedule`` is "cosine", "linear" or "constant".
+    beta1, beta2, eps, weight_decay
+        Of AdamW. Only matrices decay.
+    max_norm : float or None
+        Clip the global norm of the gradient.
+    eval_every : int
+        Evaluate on the validation batches every so many steps, and at the end; 0: never.
+    patience : int
+        Stop after so many evaluations in a row without a new best; 0: never.
+    keep_best : bool
+        End with the weights of the best evaluation instead of the last step's.
+    checkpoint_every : int
+        Write a checkpoint every so many steps; 0: only when interrupted. Needs a directory.
+    log_every : int
+        Write a line of the log every so many steps.
+    seed : int
+        Of dropout; initial weights and batches have their own.
+    workers : int
+        Processes on this machine, each with one BLAS thread; 0: one a core.
+    """
+
+    steps: int
+    accumulation: int = 1
+    lr: float = 1e-3
+    schedule: str = "cosine"
+    warmup: int = 0
+    min_lr: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_norm: float | None = 1.0
+    eval_every: int = 0
+    patience: int = 0
+    keep_best: bool = False
+    checkpoint_every: int = 0
+    log_every: int = 10
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (
+            ("steps", 1), ("accumulation", 1), ("warmup", 0), ("eval_every", 0), ("patience", 0),
+            ("checkpoint_every", 0), ("log_every", 1), ("workers", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < lowest:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {lowest} or more")
+        if not (math.isfinite(self.lr) and self.lr >= 0):
+            raise InputError(f"lr is {self.lr}; it must be a number of 0 or more")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise InputError(f"beta1 and beta2 are {self.beta1} and {self.beta2}; they must be in [0, 1)")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise InputError(f"max_norm is {self.max_norm}; it must be above 0")
+        if (self.patience or self.keep_best) and not self.eval_every:
+            raise InputError("patience and keep_best need eval_every: nothing is evaluated otherwise")
+
+    @property
+    def rate(self) -> Schedule:
+        """Learning rate by step."""
+        return make_schedule(self.schedule, self.lr, self.steps, self.warmup, self.min_lr)
+
+
+@dataclass
+class History:
+    """What a run measured.
+
+    Attributes
+    ----------
+    steps, losses, rates, norms : list
+        One entry a step: its number (from 1), training loss of its batch, learning rate, gradient norm.
+    eval_steps, eval_losses : list
+        One entry an evaluation.
+    best_step, best_loss
+        Of the best evaluation; None without one.
+    stopped : str
+        Why the run ended: ``"done"``, ``"early stop"``, ``"interrupted"``.
+    seconds : float
+        Wall-clock time, all sittings of a resumed run together.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    eval_steps: list[int] = field(default_factory=list)
+    eval_losses: list[float] = field(default_factory=list)
+    best_step: int | None = None
+    best_loss: float | None = None
+    stopped: str = "done"
+    seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """What a callback sees after every step; setting `stop` ends the run.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    model
+    history : History
+    evaluated : bool
+        Whether this step was followed by an evaluation.
+    stop : bool
+    """
+
+    step: int
+    model: Any
+    history: History
+    evaluated: bool = False
+    stop: bool = False
+
+
+def train(
+    model: Any,
+    objective: Objective,
+    batches: Callable[[int], Batch],
+    config: TrainConfig,
+    validation: Sequence[Batch] = (),
+    groups: Sequence[ParameterGroup] = (),
+    callbacks: Sequence[Callback] = (),
+    directory: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | str = True,
+) -> History:
+    """Train a model's trainable parameters, in place.
+
+    Parameters
+    ----------
+    model
+        Anything with ``forward``, ``parameters``, ``context`` and ``backend``, such as a `GPT`.
+    objective : Objective
+        The loss.
+    batches : (step) -> Batch
+        The batch of a step (from 0); a pure function, so that a resumed run sees the same data.
+    config : TrainConfig
+    validation : sequence of Batch
+        Evaluated every `eval_every` steps.
+    groups : sequence of ParameterGroup
+        Learning rates, decay and schedules of some parameters.
+    callbacks : sequence of callables
+        Called with a `State` after every step.
+    directory : path, optional
+        Where the log and the checkpoints go.
+    resume : bool
+        Go on from the newest checkpoint in `directory`, if there is one.
+    progress : bool or str
+        Show a progress bar, with this text in front.
+
+    Returns
+    -------
+    history : History
+
+    Raises
+    ------
+    ValueError
+        If settings do not fit, or a checkpoint to resume from does not belong to this run.
+    RunError
+        If a loss or gradient is not finite (the message names the step and the first such array), a worker dies, or
+        a checkpoint cannot be written. The model has the last good weights.
+    """
+    if config.eval_every and not validation:
+        raise InputError("eval_every is set, but there is no validation data")
+    if (resume or config.checkpoint_every) and directory is None:
+        raise InputError("checkpoints and resume need a directory")
+    parameters = AdamW.order(model.parameters(), groups, config.weight_decay)
+    optimizer = AdamW(
+        parameters, model.backend, groups, (config.beta1, config.beta2), config.eps, config.weight_decay
+    )
+    size = team_size(config.workers, model.backend.name, rows(batches(0)))
+    with LocalTeam(model, objective, parameters, optimizer, size) as team, interruptible() as interrupted:
+        run = _Run(team, model, config, optimizer, Path(directory) if directory is not None else None, size)
+        start = run.resume() if resume else run.begin()
+        with _bar(progress, config.steps, start) as bar:
+            run.loop(start, batches, validation, callbacks, interrupted, bar)
+        return run.finish()
+
+
+def team_size(workers: int, backend: str, batch_rows: int) -> int:
+    """How many processes a run uses: as asked, else one a core that this process may use, at most one a row."""
+    if backend != "numpy":
+        return 1
+    if workers:
+        return min(workers, batch_rows)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, batch_rows)
+
+
+class _Run:
+    """One run's moving parts; `train` is its only user."""
+
+    def __init__(
+        self,
+        team: LocalTeam,
+        model: Any,
+        config: TrainConfig,
+        optimizer: AdamW,
+        directory: Path | None,
+        size: int,
+    ) -> None:
+        self.team = team
+        self.model = model
+        self.config = config
+        self.optimizer = optimizer
+        self.directory = directory
+        self.size = size
+        self.history = History()
+        self.best: np.ndarray | None = None
+        self.since_best = 0
+        self.checkpointed = -1
+        self.log: Any = None
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    def loop(
+        self,
+        start: int,
+        batches: Callable[[int], Batch],
+        validation: Sequence[Batch],
+        callbacks: Sequence[Callback],
+        interrupted: Callable[[], bool],
+        bar: Any,
+    ) -> None:
+        config, history = self.config, self.history
+        if config.patience and self.since_best >= config.patience:
+            history.stopped = "early stop"
+            return
+        began = time.perf_counter() - history.seconds
+        state = State(start, self.model, history)
+        for step in range(start, config.steps):
+            rates = self.optimizer.rates(config.rate, step)
+            batch = batches(step)
+            loss, norm = self.team.step(
+                batch, config.accumulation, step, rates, config.max_norm, config.seed
+            )
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                culprit = first_nonfinite(self.model, self.team.replica.objective, batch)
+                raise RunError(
+                    f"step {step + 1}: loss is {loss}, gradient norm is {norm}; first not finite: {culprit}. "
+                    "A smaller learning rate or a longer warm-up usually helps."
+                )
+            done = step + 1
+            history.steps.append(done)
+            history.losses.append(loss)
+            history.rates.append(max(rates))
+            history.norms.append(norm)
+            state.step, state.evaluated = done, False
+            bar.update(1)
+            if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
+                self.evaluate(done, validation)
+                state.evaluated = True
+            history.seconds = time.perf_counter() - began
+            if done % config.log_every == 0 or state.evaluated or done == config.steps:
+                self.write_log(done, state.evaluated)
+                shown = {"loss": f"{np.mean(history.losses[-20:]):.3f}"}
+                if history.eval_losses:
+                    shown["val"] = f"{history.eval_losses[-1]:.3f}"
+                bar.set_postfix(shown, refresh=False)
+            for callback in callbacks:
+                callback(state)
+            if config.patience and self.since_best >= config.patience:
+                history.stopped = "early stop"
+            elif state.stop:
+                history.stopped = "stopped by a callback"
+            elif interrupted():
+                history.stopped = "interrupted"
+            ending = history.stopped != "done" or done == config.steps
+            if self.directory is not None and (
+                (config.checkpoint_every and (done % config.checkpoint_every == 0 or ending))
+                or history.stopped == "interrupted"
+            ):
+                self.checkpoint(done)
+            if ending:
+                return
+
+    def evaluate(self, step: int, validation: Sequence[Batch]) -> None:
+        loss = self.team.evaluate(validation)
+        history = self.history
+        history.eval_steps.append(step)
+        history.eval_losses.append(loss)
+        if not math.isfinite(loss):
+            raise RunError(f"step {step}: validation loss is {loss}")
+        if history.best_loss is None or loss < history.best_loss:
+            history.best_loss, history.best_step = loss, step
+            self.since_best = 0
+            if self.config.keep_best:
+                self.best = self.model.backend.to_numpy(self.team.flat.buffer).copy()
+        else:
+            self.since_best += 1
+
+    def finish(self) -> History:
+        if self.log is not None:
+            self.log.close()
+        if self.config.keep_best and self.best is not None and self.history.stopped != "interrupted":
+            self.team.flat.buffer[...] = self.model.backend.asarray(self.best)
+        return self.history
+
+    # ------------------------------------------------------------------------------------------ log
+
+    def write_log(self, step: int, evaluated: bool) -> None:
+        if self.log is None:
+            return
+        history = self.history
+        line = {
+            "step": step,
+            "loss": history.losses[-1],
+            "lr": history.rates[-1],
+            "grad_norm": history.norms[-1],
+            "seconds": round(history.seconds, 3),
+        }
+        if evaluated:
+            line["validation_loss"] = history.eval_losses[-1]
+        try:
+            self.log.write(json.dumps(line) + "\n")
+            self.log.flush()
+        except OSError as error:
+            raise RunError(f"cannot write {self.log.name}: {error.strerror}") from None
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def begin(self) -> int:
+        """Start afresh: an empty log, and no checkpoint of an earlier run that a resume could mistake for its own."""
+        if self.directory is not None:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+                self.log = open(self.directory / "log.jsonl", "w", encoding="utf-8")
+            except OSError as error:
+                raise RunError(f"cannot write to {self.directory}: {error.strerror}") from None
+        return 0
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a resumed run to be the same run."""
+        settings = asdict(self.config)
+        places = layout(self.team.flat.parameters)
+        shape = json.dumps([[name, place.start, place.stop] for name, place in places.items()])
+        return {
+            "settings": {k: settings[k] for k in sorted(settings) if k not in ("workers", "checkpoint_every", "log_every")},
+            "workers": self.size,
+            "parameters": hashlib.sha256(shape.encode()).hexdigest(),
+        }
+
+    def checkpoint(self, step: int) -> None:
+        """Write everything a resume needs, so that there is always a whole checkpoint on disk."""
+        if self.checkpointed == step:
+            return
+        assert self.directory is not None
+        to_numpy = self.model.backend.to_numpy
+        m, v = self.team.moments
+        tensors = {"parameters": to_numpy(self.team.flat.buffer), "m": to_numpy(m), "v": to_numpy(v)}
+        if self.best is not None:
+            tensors["best"] = self.best
+        folder = self.directory / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        with files.atomic_directory(folder / f"step-{step:09d}") as scratch:
+            files.save_tensors(scratch / "training.safetensors", tensors, {})
+            record = {
+                "step": step,
+                "identity": self.identity(),
+                "history": asdict(self.history) | {"stopped": "done"},
+                "since_best": self.since_best,
+            }
+            files.write_atomic(scratch / "state.json", json.dumps(record).encode())
+        self.checkpointed = step
+        for old in checkpoints(self.directory)[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self) -> int:
+        """Go on where the newest checkpoint was written; from the start if there is none."""
+        assert self.directory is not None
+        there = checkpoints(self.directory)
+        if not there:
+            return self.begin()
+        newest = there[-1]
+        try:
+            record = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{newest / 'state.json'} cannot be read: {error}") from None
+        mine = self.identity()
+        for part, value in mine.items():
+            theirs = record["identity"][part]
+            if theirs != value:
+                raise InputError(f"cannot resume from {newest}: {_difference(part, theirs, value)}")
+        tensors, _ = files.load_tensors(newest / "training.safetensors")
+        asarray = self.model.backend.asarray
+        self.team.flat.buffer[...] = asarray(tensors["parameters"])
+        m, v = self.team.moments
+        m[...], v[...] = asarray(tensors["m"]), asarray(tensors["v"])
+        self.best = tensors.get("best")
+        self.since_best = record["since_best"]
+        self.history = History(**record["history"])
+        self.checkpointed = record["step"]
+        self._cut_log(record["step"])
+        return record["step"]
+
+    def _cut_log(self, step: int) -> None:
+        # Steps after the checkpoint will be run again: their old lines go.
+        assert self.directory is not None
+        path = self.directory / "log.jsonl"
+        kept = b""
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                found = re.match(rb'\{"step": (\d+),', line)
+                if found and int(found[1]) <= step and line.endswith(b"\n"):
+                    kept += line
+        files.write_atomic(path, kept)
+        self.log = open(path, "a", encoding="utf-8")
+
+
+def checkpoints(directory: str | Path) -> list[Path]:
+    """Whole checkpoints in a run's directory, oldest first."""
+    folder = Path(directory) / "checkpoints"
+    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+
+
+def _difference(part: str, theirs: Any, mine: Any) -> str:
+    if part == "settings":
+        name = next(k for k in mine if theirs.get(k) != mine[k])
+        return f"it was made with {name} = {theirs.get(name)}, this run has {mine[name]}"
+    if part == "workers":
+        return f"it was made with {theirs} workers, this run has {mine}; give --workers {theirs}"
+    return "it is of a model with other trainable parameters"
+
+
+def first_nonfinite(model: Any, objective: Objective, batch: Batch) -> str:
+    """Name of the first array that is not finite: a parameter, else what flows forward, else a gradient.
+
+    Parameters
+    ----------
+    model
+    objective : Objective
+    batch : Batch
+
+    Returns
+    -------
+    name : str
+    """
+    xp = model.backend.xp
+    for p in model.parameters():
+        if not bool(xp.isfinite(p.data).all()):
+            return f"parameter {p.name}"
+    seen: list[str] = []
+
+    def watch(name: str, array: Any) -> None:
+        if not seen and not bool(xp.isfinite(array).all()):
+            seen.append(f"output of {name}")
+
+    ctx = model.context(grad=True, watch=watch)
+    with np.errstate(all="ignore"):
+        loss, backward = objective.forward(model, batch, objective.total(batch), ctx)
+        if seen:
+            return seen[0]
+        if not math.isfinite(loss):
+            return "the loss itself"
+        grads = Gradients(model.parameters(), model.backend)
+        backward(grads)
+    for name, array in reversed(list(grads.as_dict().items())):
+        if not bool(xp.isfinite(array).all()):
+            return f"gradient of {name}"
+    return "their sum of squares, which overflows"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C finish the step at hand; a second one interrupts at once.
+
+    Yields
+    ------
+    interrupted : () -> bool
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+
+    def handler(signum: int, frame: Any) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _bar(progress: bool | str, steps: int, start: int) -> Any:
+    text = progress if isinstance(progress, str) else "training"
+    return tqdm(
+        total=steps, initial=start, desc=text, unit="step", disable=progress is False, dynamic_ncols=True, mininterval=0.2
+    )
