@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigpt.context import KVCache
+from minigpt.decoding import Decoder, is_plain
 from minigpt.errors import InputError
 from minigpt.heads import lm_logits
 
@@ -45,16 +46,22 @@ def generate(
     cache = KVCache(
         backend, config.n_layer, B, config.n_head, config.n_positions, config.n_embd // config.n_head, model.dtype
     )
+    decoder = Decoder(model, cache) if is_plain(model) else None
     done = np.zeros(B, dtype=bool)
-    fresh = prompt
     seen = 0
     for t in range(T, T + max_new_tokens):
-        ctx = model.context(cache=cache)
-        if mask is not None and positions is not None:
-            ctx.key_mask = backend.asarray(mask[:, :t])
-            ctx.positions = backend.asarray(positions[:, seen:t] + model.n_virtual)
-        hidden, _ = model.forward(fresh, ctx)
-        logits = backend.to_numpy(lm_logits(hidden[:, -1], model.wte, ctx))  # (B, V)
+        key_mask = None if mask is None else mask[:, :t]
+        places = None if positions is None else positions[:, seen:t] + model.n_virtual
+        if decoder is not None and seen:
+            logits = decoder.step(out[:, seen], None if places is None else places[:, 0], key_mask)
+        else:
+            ctx = model.context(
+                cache=cache,
+                key_mask=None if key_mask is None else backend.asarray(key_mask),
+                positions=None if places is None else backend.asarray(places),
+            )
+            hidden, _ = model.forward(backend.asarray(out[:, seen:t]), ctx)
+            logits = backend.to_numpy(lm_logits(hidden[:, -1], model.wte, ctx))  # (B, V)
         tokens = sample(logits, rng, temperature, top_k, top_p)
         if eos_token_id is not None:
             tokens = np.where(done, eos_token_id, tokens)
@@ -62,7 +69,6 @@ def generate(
         out[:, t] = tokens
         if eos_token_id is not None and done.all():
             return out[:, : t + 1]
-        fresh = backend.asarray(out[:, t : t + 1])
         seen = t
     return out
 
