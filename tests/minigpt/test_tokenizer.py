@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt import bpe
 from minigpt import tokenizer as module
+from minigpt.bpe import (
+    apply_merges,
+    apply_merges_fast,
+    count_pairs,
+    merge_pair,
+    train_merges,
+    train_merges_fast,
+)
 from minigpt.errors import InputError, RunError
 from minigpt.tokenizer import (
     BYTE_CHARACTERS,
@@ -22,14 +31,8 @@ from minigpt.tokenizer import (
     END_OF_TEXT,
     CharTokenizer,
     Tokenizer,
-    apply_merges,
-    apply_merges_fast,
-    count_pairs,
     load_tokenizer,
-    merge_pair,
     split_words,
-    train_merges,
-    train_merges_fast,
 )
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -57,9 +60,9 @@ def as_words(text):
 
 
 def test_docstring_examples():
-    attempted = doctest.testmod(module)
-    assert attempted.failed == 0
-    assert attempted.attempted >= 8
+    results = [doctest.testmod(m) for m in (module, bpe)]
+    assert sum(r.failed for r in results) == 0
+    assert sum(r.attempted for r in results) >= 8
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -235,7 +238,7 @@ def test_nothing_but_the_definitions_calls_the_functions_that_students_write(mon
 
     expected = tokenizer.encode(TEXT[:2000])
     for name in ("count_pairs", "merge_pair"):
-        monkeypatch.setattr(module, name, not_written_yet)
+        monkeypatch.setattr(bpe, name, not_written_yet)
     assert Tokenizer.train(TEXT, vocab_size=700).encode(TEXT[:2000]) == expected
 
 
