@@ -95,7 +95,7 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 
 # ---------------------------------------------------------------------------------------------- fast forms
 
-PIECE = 32 * 1024  # elements; the four arrays and the scratch of a piece stay in a core's second-level cache
+PIECE = 64 * 1024  # elements; the four arrays and the scratch of a piece stay in a core's second-level cache
 
 
 def adamw_update_fast(

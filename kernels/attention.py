@@ -166,7 +166,7 @@ SAFE = 60.0  # exp(±60) and sums of a few thousand of them are far inside float
 class FastAttentionCache(NamedTuple):
     """What the fast backward reads: per block of queries its unnormalised weights E (B, H, t, s)."""
 
-    q: Array
+    scaled: Array
     k: Array
     v: Array
     blocks: list[Array]
@@ -193,17 +193,17 @@ def attention_forward_fast(
     mixed = out.swapaxes(1, 2)  # (B, H, T, D), a view of the output
     sums = xp.empty((B, H, T), dtype=q.dtype)
     ones = xp.ones(S, dtype=q.dtype)
+    triangle = xp.tri(min(BLOCK, T), dtype=q.dtype)
     blocks = []
     for start in range(0, T, BLOCK):
         stop = min(start + BLOCK, T)
-        seen = past + stop
+        seen, t = past + stop, stop - start
         weights = xp.matmul(scaled[:, :, start:stop], k[:, :, :seen].swapaxes(-1, -2))  # (B, H, t, s)
         if not -SAFE < weights.min() <= weights.max() < SAFE:
             return attention_forward(q, k, v, key_mask, dropout_mask, keep)
         xp.exp(weights, out=weights)
-        if stop - start > 1:
-            t = stop - start
-            weights[..., past + start :] *= xp.tri(t, dtype=q.dtype)
+        if t > 1:
+            weights[..., past + start :] *= triangle[:t, :t]
         if key_mask is not None:
             weights *= key_mask[:, None, None, :seen]
         xp.matmul(weights, ones[:seen], out=sums[:, :, start:stop])
@@ -218,47 +218,46 @@ def attention_forward_fast(
     merged = out.reshape(B, T, H * D)
     if not keep:
         return merged, None
-    return merged, FastAttentionCache(q, k, v, blocks, inverse, mixed, dropout_mask)
+    return merged, FastAttentionCache(scaled, k, v, blocks, inverse, mixed, dropout_mask)
 
 
 def attention_backward_fast(
     dout: Array, cache: Any, out: tuple[Array, Array, Array] | None = None
 ) -> tuple[Array, Array, Array]:
-    """`attention_backward` in the blocks of the forward."""
+    """`attention_backward` in the blocks of the forward, the last one first: it meets every key, so it writes dk and dv
+    and the others add to them."""
     if isinstance(cache, AttentionCache):  # the forward met scores too large for the unnormalised form
         return attention_backward(dout, cache, out)
     xp = namespace(dout)
-    q, k, v, blocks, inverse, mixed, dropout_mask = cache
-    B, H, T, D = q.shape
+    scaled, k, v, blocks, inverse, mixed, dropout_mask = cache
+    B, H, T, D = scaled.shape
     S = k.shape[2]
+    past = S - T
     if out is None:
-        out = (xp.empty(q.shape, dtype=q.dtype), xp.empty(k.shape, dtype=q.dtype), xp.empty(v.shape, dtype=q.dtype))
+        out = tuple(xp.empty(x.shape, dtype=dout.dtype) for x in (scaled, k, v))
     dq, dk, dv = out
     dmixed = split_heads(dout, H) * inverse  # (B, H, T, D)
     delta = xp.vecdot(dmixed, mixed)[..., None]  # (B, H, T, 1)
-    past = S - T
-    several = len(blocks) > 1
-    if several:
-        dk[...] = 0
-        dv[...] = 0
-    for i, weights in enumerate(blocks):
-        start, stop = i * BLOCK, min((i + 1) * BLOCK, T)
+    size = blocks[0].shape[2]
+    for i in reversed(range(len(blocks))):
+        weights = blocks[i]
+        start = i * size
+        stop = min(start + size, T)
         seen = past + stop
         part = dmixed[:, :, start:stop]
-        dropped = weights if dropout_mask is None else weights * dropout_mask[..., start:stop, :seen]
+        dropped = weights
         dscores = xp.matmul(part, v[:, :, :seen].swapaxes(-1, -2))  # (B, H, t, s)
         if dropout_mask is not None:
+            dropped = weights * dropout_mask[..., start:stop, :seen]
             dscores *= dropout_mask[..., start:stop, :seen]
         dscores -= delta[:, :, start:stop]
         dscores *= weights
         xp.matmul(dscores, k[:, :, :seen], out=dq[:, :, start:stop])
-        if several:
-            dv[:, :, :seen] += xp.matmul(dropped.swapaxes(-1, -2), part)
-            dk[:, :, :seen] += xp.matmul(dscores.swapaxes(-1, -2), q[:, :, start:stop])
-        else:
+        if stop == T:
             xp.matmul(dropped.swapaxes(-1, -2), part, out=dv)
-            xp.matmul(dscores.swapaxes(-1, -2), q, out=dk)
-    scale = 1.0 / math.sqrt(D)
-    dq *= scale
-    dk *= scale
+            xp.matmul(dscores.swapaxes(-1, -2), scaled[:, :, start:stop], out=dk)
+        else:
+            dv[:, :, :seen] += xp.matmul(dropped.swapaxes(-1, -2), part)
+            dk[:, :, :seen] += xp.matmul(dscores.swapaxes(-1, -2), scaled[:, :, start:stop])
+    dq *= 1.0 / math.sqrt(D)
     return dq, dk, dv

@@ -83,7 +83,7 @@ class Decoder:
         x += self.wpe[self.cache.length] if positions is None else self.wpe.take(positions, axis=0)
         hidden = None if key_mask is None else ~key_mask[:, None, None, :]
         for i, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in enumerate(self.blocks):
-            qkv = self._normalise(x, ln_1) @ c_attn[0]
+            qkv = self._normalise(x, ln_1).dot(c_attn[0])
             qkv += c_attn[1]
             q, k, v = qkv.reshape(B, 3, H, 1, D).transpose(1, 0, 2, 3, 4)  # three (B, H, 1, D)
             keys, values = self.cache.extend(i, k, v)  # (B, H, S, D)
@@ -95,9 +95,9 @@ class Decoder:
             np.exp(weights, out=weights)
             mixed = np.matmul(weights, values)  # (B, H, 1, D)
             mixed /= weights.sum(-1, keepdims=True)
-            x += mixed.reshape(B, H * D) @ attn_proj[0]
+            x += mixed.reshape(B, H * D).dot(attn_proj[0])
             x += attn_proj[1]
-            u = self._normalise(x, ln_2) @ c_fc[0]
+            u = self._normalise(x, ln_2).dot(c_fc[0])
             u += c_fc[1]
             t = u * u
             t *= SCALE * CUBIC
@@ -107,15 +107,20 @@ class Decoder:
             t += 1.0
             t *= u
             t *= 0.5
-            x += t @ mlp_proj[0]
+            x += t.dot(mlp_proj[0])
             x += mlp_proj[1]
         self.cache.advance(1)
-        return self._normalise(x, self.ln_f) @ self.wte.T
+        return self._normalise(x, self.ln_f).dot(self.wte.T)
 
     def _normalise(self, x: np.ndarray, ln: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        h = x - (x @ self.average)[:, None]
-        variance = np.vecdot(h, h) / x.shape[1]
-        h *= (1.0 / np.sqrt(variance + self.eps))[:, None]
+        if x.shape[0] == 1:  # two scalars are quicker than two arrays of one number
+            row = x[0]
+            h = x - row.dot(self.average)
+            h *= 1.0 / math.sqrt(h[0].dot(h[0]) / row.shape[0] + self.eps)
+        else:
+            h = x - (x @ self.average)[:, None]
+            variance = np.vecdot(h, h) / x.shape[1]
+            h *= (1.0 / np.sqrt(variance + self.eps))[:, None]
         h *= ln[0]
         h += ln[1]
         return h

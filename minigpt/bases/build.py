@@ -34,7 +34,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between the sizes: small models learn faster at first and need fewer steps to be done."""
+    """What differs between the sizes."""
 
     steps: int
     lr: float
@@ -42,9 +42,9 @@ class Recipe:
 
 RECIPES = {
     "base-xs": Recipe(steps=4000, lr=6e-3),
-    "base-s": Recipe(steps=4000, lr=4e-3),
-    "base-m": Recipe(steps=4500, lr=3e-3),
-    "base-l": Recipe(steps=4500, lr=2e-3),
+    "base-s": Recipe(steps=3500, lr=4e-3),
+    "base-m": Recipe(steps=3000, lr=3e-3),
+    "base-l": Recipe(steps=2500, lr=2e-3),
 }
 
 PROMPTS = ("", "One morning Anna", "Return the", "The show was")
