@@ -7,6 +7,7 @@ learning rate in front of the decay, as PyTorch has it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from kernels.array import Array, namespace
 
@@ -118,11 +119,12 @@ def adamw_update_fast(
     root = math.sqrt(1.0 - beta2**step)
     factor = root / (1.0 - beta1**step)
     scratch = xp.empty(min(PIECE, param.shape[0]), dtype=param.dtype)
+    rates: Any = lr
     per_element = not isinstance(lr, (int, float))
     for start in range(0, param.shape[0], PIECE):
         piece = slice(start, start + PIECE)
         p, g, mi, vi = param[piece], grad[piece], m[piece], v[piece]
-        rate = lr[piece] if per_element else lr
+        rate = rates[piece] if per_element else rates
         w = scratch[: p.shape[0]]
         if weight_decay:
             p *= 1.0 - rate * weight_decay

@@ -230,9 +230,8 @@ def attention_backward_fast(
         return attention_backward(dout, cache, out)
     xp = namespace(dout)
     scaled, k, v, blocks, inverse, mixed, dropout_mask = cache
-    B, H, T, D = scaled.shape
-    S = k.shape[2]
-    past = S - T
+    _, H, T, D = scaled.shape
+    past = k.shape[2] - T
     if out is None:
         out = tuple(xp.empty(x.shape, dtype=dout.dtype) for x in (scaled, k, v))
     dq, dk, dv = out

@@ -8,7 +8,7 @@ the tests hold it to that.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,12 +41,14 @@ class Decoder:
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         config = model.config
+        embedding: Any = model.embedding
+        blocks: list[Any] = list(model.h)
         self.cache = cache
         self.H, self.D = config.n_head, config.n_embd // config.n_head
         self.eps = config.layer_norm_epsilon
         self.average = np.full(config.n_embd, 1.0 / config.n_embd, dtype=model.dtype)
         self.wte = model.wte.data
-        self.wpe = model.embedding.wpe.data
+        self.wpe = embedding.wpe.data
         self.ln_f = _pair(model.ln_f)
         self.blocks = [
             (
@@ -57,7 +59,7 @@ class Decoder:
                 _pair(block.mlp.c_fc),
                 _pair(block.mlp.c_proj),
             )
-            for block in model.h
+            for block in blocks
         ]
 
     def step(

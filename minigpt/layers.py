@@ -15,7 +15,8 @@ from kernels.array import Array
 from minigpt.context import Context
 from minigpt.parameters import Gradients, Parameter
 
-Backward = Callable[[Any, Gradients], Any]
+Backward = Callable[..., Any]
+"""(dy, grads) -> dx"""
 
 
 class Layer:
