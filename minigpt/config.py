@@ -82,9 +82,7 @@ class GPTConfig:
         if self.n_inner is not None:
             self._set_integer("n_inner", at_least=1)
         if self.n_embd % self.n_head:
-            raise InputError(
-                f"n_embd must be a multiple of n_head, got n_embd {self.n_embd} and n_head {self.n_head}"
-            )
+            raise InputError(f"n_embd must be a multiple of n_head, got n_embd {self.n_embd} and n_head {self.n_head}")
         self._set_number("layer_norm_epsilon", "a number above 0", lambda value: value > 0)
         self._set_number("initializer_range", "a number of at least 0", lambda value: value >= 0)
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
@@ -94,9 +92,7 @@ class GPTConfig:
                 continue
             self._set_integer(name, at_least=0)
             if getattr(self, name) >= self.vocab_size:
-                raise InputError(
-                    f"{name} must be below vocab_size {self.vocab_size}, got {getattr(self, name)}"
-                )
+                raise InputError(f"{name} must be below vocab_size {self.vocab_size}, got {getattr(self, name)}")
 
     def _set_integer(self, name: str, at_least: int) -> None:
         """Keep a plain int: NumPy's integers are welcome, but JSON does not know them."""
@@ -178,8 +174,7 @@ class GPTConfig:
             raise InputError(f"model_type must be 'gpt2', got {values.get('model_type')!r}")
         if values.get("activation_function", "gelu_new") not in _TANH_GELUS:
             raise InputError(
-                f"activation_function must be one of {', '.join(_TANH_GELUS)}, "
-                f"got {values['activation_function']!r}"
+                f"activation_function must be one of {', '.join(_TANH_GELUS)}, got {values['activation_function']!r}"
             )
         for name, only in _FIXED_SWITCHES.items():
             if values.get(name, only) is not only:
@@ -260,9 +255,7 @@ def _base(n_layer: int, n_head: int, n_embd: int) -> GPTConfig:
 
 PRESETS: dict[str, GPTConfig] = {
     # For tests. The vocabulary is that of a tokenizer without merges: the bytes and <|endoftext|>.
-    "nano": GPTConfig(
-        257, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=256, eos_token_id=256
-    ),
+    "nano": GPTConfig(257, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=256, eos_token_id=256),
     # nanoGPT's two recipes for tiny Shakespeare by characters: on a CPU, and on a GPU.
     "mini": GPTConfig(65, n_positions=64, n_embd=128, n_layer=4, n_head=4),
     "small": GPTConfig(65, n_positions=256, n_embd=384, n_layer=6, n_head=6),

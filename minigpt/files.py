@@ -90,11 +90,12 @@ def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
         As `write_atomic`.
     """
     path = Path(path)
-    _check_folder(path)
-    if path.is_dir():
-        raise InputError(f"{path}: cannot write a file, there is a directory of that name")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: cannot write a file in the place of a device or pipe")
+    with _write_faults(path):
+        _check_folder(path)
+        if path.is_dir():
+            raise InputError(f"{path}: cannot write a file, there is a directory of that name")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: cannot write a file in the place of a device or pipe")
     clean_leftovers(path.parent)
     temporary = _temporary_name(path, "tmp")
     with _write_faults(path):
@@ -259,10 +260,11 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         As `write_atomic`.
     """
     path = Path(os.path.realpath(path))
-    _check_folder(path)
-    clean_leftovers(path.parent)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: cannot write a directory, there is a file of that name")
+    with _write_faults(path):
+        _check_folder(path)
+        clean_leftovers(path.parent)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: cannot write a directory, there is a file of that name")
     temporary = _temporary_name(path, "tmp")
     with _write_faults(path):
         temporary.mkdir()
@@ -445,9 +447,7 @@ _LONGEST_HEADER = 100_000_000
 _PRODUCER = "minigpt"
 
 
-def save_tensors(
-    path: PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
-) -> None:
+def save_tensors(path: PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, atomically; the same content gives the same bytes.
 
     The metadata get three more entries, which replace any of that name: ``format`` ("pt": older
@@ -477,9 +477,7 @@ def save_tensors(
         _write_tensors(file, Path(path), tensors, metadata or {})
 
 
-def _write_tensors(
-    file: BinaryIO, path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]
-) -> None:
+def _write_tensors(file: BinaryIO, path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     ready = []
     for name, tensor in tensors.items():
         code = _CODES.get(tensor.dtype.newbyteorder("<"))
@@ -549,9 +547,7 @@ def _first_not_finite(array: np.ndarray) -> str | None:
     return f"{array[index]} at ({where})"
 
 
-def load_tensors(
-    path: PathLike, dtype: str | np.dtype | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def load_tensors(path: PathLike, dtype: str | np.dtype | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read a safetensors file, with every check that its format allows.
 
     Parameters
@@ -623,18 +619,13 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[int, list[_Entry], dict[st
     (length,) = struct.unpack("<Q", file.read(8))
     if length > _LONGEST_HEADER:
         raise InputError(
-            f"{path}: not a safetensors file: its header would have {length} bytes, "
-            f"the limit is {_LONGEST_HEADER}"
+            f"{path}: not a safetensors file: its header would have {length} bytes, the limit is {_LONGEST_HEADER}"
         )
     if length > size - 8:
-        raise InputError(
-            f"{path}: truncated: the header has {length} bytes, the file only {size - 8} after it"
-        )
+        raise InputError(f"{path}: truncated: the header has {length} bytes, the file only {size - 8} after it")
     text = file.read(length)
     if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
-        raise InputError(
-            f"{path}: not a safetensors file: its header is not a JSON object padded with spaces"
-        )
+        raise InputError(f"{path}: not a safetensors file: its header is not a JSON object padded with spaces")
     header = _parse_json(text, f"{path}: header")
 
     metadata = header.pop("__metadata__", {})
@@ -654,8 +645,7 @@ def _read_entry(path: Path, name: str, fields: Any) -> _Entry:
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if dtype != _BFLOAT16 and (not isinstance(dtype, str) or dtype not in _DTYPES):
         raise InputError(
-            f"{path}: tensor {name!r} has the unknown dtype {dtype!r}; "
-            f"known are {_names(_DTYPES)} and {_BFLOAT16}"
+            f"{path}: tensor {name!r} has the unknown dtype {dtype!r}; known are {_names(_DTYPES)} and {_BFLOAT16}"
         )
     if not is_sizes(shape):
         raise InputError(f"{path}: tensor {name!r} has the shape {shape!r}, not a list of sizes")
@@ -677,8 +667,7 @@ def _check_layout(path: Path, entries: list[_Entry], size: int) -> None:
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.end > size:
             raise InputError(
-                f"{path}: truncated: tensor {entry.name!r} ends at byte {entry.end} of the data, "
-                f"which have {size}"
+                f"{path}: truncated: tensor {entry.name!r} ends at byte {entry.end} of the data, which have {size}"
             )
         if entry.begin > reached:
             raise InputError(
@@ -796,12 +785,10 @@ def save_model(directory: PathLike, config: GPTConfig, tensors: dict[str, np.nda
     _check_parameters(f"{directory}: tensors to save", config, tensors, {})
     dtypes = sorted({tensor.dtype.name for tensor in tensors.values()})
     if len(dtypes) > 1 or dtypes[0] not in ("float16", "float32", "float64"):
-        raise InputError(
-            f"{directory}: a model is saved in one of float16, float32, float64, got {_names(dtypes)}"
-        )
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: cannot save a model, there is a file of that name")
+        raise InputError(f"{directory}: a model is saved in one of float16, float32, float64, got {_names(dtypes)}")
     with _write_faults(directory):
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"{directory}: cannot save a model, there is a file of that name")
         directory.mkdir(parents=True, exist_ok=True)
 
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
@@ -831,9 +818,7 @@ def _architecture(config: GPTConfig) -> str:
     return " ".join(f"{field}={getattr(config, field)}" for field in fields)
 
 
-def load_model(
-    directory: PathLike, dtype: str | np.dtype | None = None
-) -> tuple[GPTConfig, dict[str, np.ndarray]]:
+def load_model(directory: PathLike, dtype: str | np.dtype | None = None) -> tuple[GPTConfig, dict[str, np.ndarray]]:
     """Read a GPT-2 directory of this package or of transformers.
 
     The weights may be in one file or in shards with an index, and their names with or without
@@ -860,8 +845,9 @@ def load_model(
     """
     directory = Path(directory)
     target = _float_type(dtype)
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory")
+    with _read_faults(directory):
+        if not directory.is_dir():
+            raise InputError(f"{directory}: no such directory")
     config_path = directory / "config.json"
     fields = read_json(config_path)
     try:
@@ -871,27 +857,23 @@ def load_model(
     weights_path, stored, metadata = _load_weights(directory)
 
     if config.n_layer > len(stored):  # before that many names are made up
-        raise InputError(
-            f"{config_path}: n_layer is {config.n_layer}, but {weights_path} has {len(stored)} tensors"
-        )
+        raise InputError(f"{config_path}: n_layer is {config.n_layer}, but {weights_path} has {len(stored)} tensors")
     tensors: dict[str, np.ndarray] = {}
     spelled: dict[str, str] = {}
     head = stored.pop(_HEAD, None)
     for key, tensor in stored.items():
         name = key if key.startswith(_PREFIX) else _PREFIX + key
         if name in tensors:
-            raise InputError(f"{weights_path}: has both {name} and {name.removeprefix(_PREFIX)}")
+            raise InputError(f"{weights_path}: has both {name!r} and {name.removeprefix(_PREFIX)!r}")
         if not _is_mask_buffer(name, tensor, config):
             tensors[name], spelled[name] = tensor, key
     _check_parameters(str(weights_path), config, tensors, spelled)
     if head is not None and not np.array_equal(head, tensors["transformer.wte.weight"]):
-        raise InputError(
-            f"{weights_path}: {_HEAD} differs from transformer.wte.weight; the head must be tied to it"
-        )
+        raise InputError(f"{weights_path}: {_HEAD} differs from transformer.wte.weight; the head must be tied to it")
     if metadata.get("architecture", _architecture(config)) != _architecture(config):
         raise InputError(
             f"{config_path} says {_architecture(config)}, "
-            f"but {weights_path.name} was saved with {metadata['architecture']}"
+            f"but {weights_path.name} was saved with {metadata['architecture']!r}"
         )
     wrong = [name for name, tensor in tensors.items() if tensor.dtype.kind != "f"]
     if wrong:
@@ -908,11 +890,13 @@ def _load_weights(directory: Path) -> tuple[Path, dict[str, np.ndarray], dict[st
     """The tensors of one file, or of all shards of an index, with their stored names and dtypes."""
     single = directory / "model.safetensors"
     index = directory / "model.safetensors.index.json"
-    if single.exists():
-        return single, *load_tensors(single)
-    if index.exists():
-        return index, _load_shards(index), {}
-    if (directory / "pytorch_model.bin").exists():
+    with _read_faults(directory):
+        if single.exists():
+            return single, *load_tensors(single)
+        if index.exists():
+            return index, _load_shards(index), {}
+        only_pickle = (directory / "pytorch_model.bin").exists()
+    if only_pickle:
         raise InputError(
             f"{directory}: has only pytorch_model.bin, a pickle, which is not read; convert it with "
             f'python -c "from transformers import GPT2LMHeadModel as M; '
@@ -928,9 +912,7 @@ def _load_shards(index: Path) -> dict[str, np.ndarray]:
     for name, file in where.items():
         # A file elsewhere is not part of this directory, whatever the index says.
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\:]+\.safetensors", file):
-            raise InputError(
-                f"{index}: {name!r} must be in a .safetensors file of this directory, not {file!r}"
-            )
+            raise InputError(f"{index}: {name!r} must be in a .safetensors file of this directory, not {file!r}")
     absent = sorted({file for file in where.values() if not index.with_name(file).exists()})
     if absent:
         raise InputError(f"{index}: no such file beside it: {_names(absent, most=5)}")
@@ -958,9 +940,7 @@ def _is_mask_buffer(name: str, tensor: np.ndarray, config: GPTConfig) -> bool:
     return tensor.ndim == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
 
 
-def _check_parameters(
-    what: str, config: GPTConfig, tensors: dict[str, np.ndarray], spelled: dict[str, str]
-) -> None:
+def _check_parameters(what: str, config: GPTConfig, tensors: dict[str, np.ndarray], spelled: dict[str, str]) -> None:
     """All tensors of a configuration are there, with their shapes, and no others.
 
     `spelled` has the names of the file, where they differ from ours.
@@ -996,8 +976,7 @@ def check_vocabulary(tokenizer_vocab_size: int, config: GPTConfig) -> None:
     """
     if tokenizer_vocab_size != config.vocab_size:
         raise InputError(
-            f"the tokenizer has a vocabulary of {tokenizer_vocab_size} tokens, "
-            f"the model one of {config.vocab_size}"
+            f"the tokenizer has a vocabulary of {tokenizer_vocab_size} tokens, the model one of {config.vocab_size}"
         )
 
 
