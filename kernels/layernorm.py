@@ -185,9 +185,7 @@ def residual_layernorm_forward_fast(
     return total, y, cache
 
 
-def residual_layernorm_backward_input_fast(
-    dtotal: Array, dy: Array, weight: Array, cache: LayerNormCache
-) -> Array:
+def residual_layernorm_backward_input_fast(dtotal: Array, dy: Array, weight: Array, cache: LayerNormCache) -> Array:
     """`residual_layernorm_backward_input` with the sum in place."""
     dx = layernorm_backward_input_fast(dy, weight, cache)
     dx += dtotal

@@ -1,8 +1,8 @@
 """One token at a time, quickly: the arithmetic of a plain GPT for a single place, without the layers around it.
 
-At batch 1 a token costs some hundred calls on arrays of a few hundred numbers, so the calls themselves are the price: no
-closures, no caches for a backward, no reshaping of what is a row anyway. `Decoder` says the same as the layers do, and
-the tests hold it to that.
+At batch 1 a token costs some hundred calls on arrays of a few hundred numbers, so the calls themselves are the price:
+no closures, no caches for a backward, no reshaping of what is a row anyway. `Decoder` says the same as the layers do,
+and the tests hold it to that.
 """
 
 from __future__ import annotations

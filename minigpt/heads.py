@@ -96,9 +96,7 @@ def token_logprobs(
     logprobs = xp.zeros(targets.shape, dtype=hidden.dtype)
     logprobs[scored] = values
     backward = _head_backward(rows, wte, ctx, needs_dx, scatter)
-    return logprobs, lambda dlogprobs, grads: backward(
-        ops.token_logprobs_backward(dlogprobs[scored], cache), grads
-    )
+    return logprobs, lambda dlogprobs, grads: backward(ops.token_logprobs_backward(dlogprobs[scored], cache), grads)
 
 
 def pool_last(hidden: Array, lengths: Array, ctx: Context) -> tuple[Array, Callable[[Array], Array]]:

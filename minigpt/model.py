@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -245,9 +246,7 @@ class GPT(Layer):
         ValueError
             If prompt and new tokens do not fit into `n_positions`, or a setting is out of range.
         """
-        return generation.generate(
-            self, ids, max_new_tokens, temperature, top_k, top_p, seed, eos_token_id, lengths
-        )
+        return generation.generate(self, ids, max_new_tokens, temperature, top_k, top_p, seed, eos_token_id, lengths)
 
     # ------------------------------------------------------------------------------------------ checks
 
@@ -348,7 +347,7 @@ class GPT(Layer):
         """
         names = [name for name, _ in self.layers() if fnmatch.fnmatchcase(name, pattern)]
         if not names:
-            kinds = sorted({".".join("*" if part.isdigit() else part for part in n.split(".")) for n, _ in self.layers()})
+            kinds = sorted({re.sub(r"\d+", "*", name) for name, _ in self.layers()})
             raise InputError(f"no layer matches {pattern!r}; there are {', '.join(kinds)}")
         for name in names:
             *path, last = name.split(".")
@@ -388,15 +387,14 @@ class GPT(Layer):
         expected = parameter_shapes(self.config)
         extra = [name for name in state if name not in expected]
         if extra or len(state) != len(expected):
-            raise InputError(f"not a plain GPT-2 any more: it has {extra[0] if extra else 'layers missing'}; merge it first")
+            what = extra[0] if extra else "layers missing"
+            raise InputError(f"not a plain GPT-2 any more: it has {what}; merge it first")
         if dtype is not None:
             state = {name: array.astype(dtype) for name, array in state.items()}
         files.save_model(directory, self.config, state)
 
     @classmethod
-    def from_pretrained(
-        cls, directory: str | Path, dtype: str | None = None, backend: str | Backend = "numpy"
-    ) -> GPT:
+    def from_pretrained(cls, directory: str | Path, dtype: str | None = None, backend: str | Backend = "numpy") -> GPT:
         """Load a Hugging Face GPT-2 directory, ours or theirs.
 
         Parameters

@@ -443,9 +443,7 @@ class Tokenizer(_TokenTable):
             where = f"{path}, line {line_number}"
             parts = line.split(" ")
             if len(parts) != 2:
-                raise InputError(
-                    f"{where}: expected two tokens with one blank between them, got {_short(line)}"
-                )
+                raise InputError(f"{where}: expected two tokens with one blank between them, got {_short(line)}")
             for part in parts:
                 if part not in ids:
                     raise InputError(f"{where}: {part!r} is neither a byte nor made by an earlier line")
@@ -520,9 +518,7 @@ class CharTokenizer(_TokenTable):
         return None
 
     @classmethod
-    def train(
-        cls, text: str | Iterable[str], vocab_size: int | None = None, progress: bool = False
-    ) -> CharTokenizer:
+    def train(cls, text: str | Iterable[str], vocab_size: int | None = None, progress: bool = False) -> CharTokenizer:
         """Take the characters of a text, sorted by code point, as the vocabulary.
 
         Parameters
@@ -547,9 +543,7 @@ class CharTokenizer(_TokenTable):
         for document in _documents(text):
             characters.update(document)
         if vocab_size is not None and len(characters) > vocab_size:
-            raise InputError(
-                f"the text has {len(characters)} different characters, more than vocab_size={vocab_size}"
-            )
+            raise InputError(f"the text has {len(characters)} different characters, more than vocab_size={vocab_size}")
         return cls(sorted(characters))
 
     def encode(self, text: str) -> list[int]:

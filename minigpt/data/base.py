@@ -86,9 +86,7 @@ class DataSet(Generic[Record]):
         return {
             "name": self.name,
             **self.provenance,
-            "splits": {
-                s: {"records": len(self.split(s)), "sha256": fingerprint(self.split(s))} for s in SPLITS
-            },
+            "splits": {s: {"records": len(self.split(s)), "sha256": fingerprint(self.split(s))} for s in SPLITS},
         }
 
 

@@ -23,12 +23,9 @@ from minigpt.errors import InputError, RunError
 from minigpt.files import write_atomic
 
 _GITHUB = "https://raw.githubusercontent.com"
-_SHAKESPEARE = (
-    f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
-)
+_SHAKESPEARE = f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
 _REVIEWS = (
-    f"{_GITHUB}/dennybritz/cnn-text-classification-tf/18762b459e21d9c70e5c242f8d43fc4e6db37a0d"
-    "/data/rt-polaritydata"
+    f"{_GITHUB}/dennybritz/cnn-text-classification-tf/18762b459e21d9c70e5c242f8d43fc4e6db37a0d/data/rt-polaritydata"
 )
 
 
@@ -145,14 +142,10 @@ def fetch(name: str) -> Path:
                 f"is this machine online, and {cache_folder()} writable?"
             ) from error
         except ValueError as error:
-            raise RunError(
-                f"{name}: what {url} sent is not the known file (its SHA-256 is another)"
-            ) from error
+            raise RunError(f"{name}: what {url} sent is not the known file (its SHA-256 is another)") from error
     built = wanted.build(contents)
     if hashlib.sha256(built).hexdigest() != wanted.sha256:
-        raise RunError(
-            f"{name}: the file built from {', '.join(url for url, _ in wanted.parts)} is not the known one"
-        )
+        raise RunError(f"{name}: the file built from {', '.join(url for url, _ in wanted.parts)} is not the known one")
     write_atomic(path, built)
     return path
 

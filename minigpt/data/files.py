@@ -117,9 +117,7 @@ def load_labelled(path: PathLike, validation: float = 0.05, test: float = 0.05) 
                         )
                 continue
             if len(row) != len(header):
-                raise InputError(
-                    f"{path}, line {here}: {len(row)} fields where the header names {len(header)}"
-                )
+                raise InputError(f"{path}, line {here}: {len(row)} fields where the header names {len(header)}")
             text, label = row[header.index("text")], row[header.index("label")].strip()
             if not text.strip():
                 raise InputError(f"{path}, line {here}: the text is empty")
@@ -144,9 +142,7 @@ def load_labelled(path: PathLike, validation: float = 0.05, test: float = 0.05) 
     unseen = set(range(len(names))) - {example.label for example in splits[0]}
     if unseen:
         name = names[min(unseen)]
-        raise InputError(
-            f"{path}: none of the {rows_of[name]} rows with the label {name!r} is in the training split"
-        )
+        raise InputError(f"{path}: none of the {rows_of[name]} rows with the label {name!r} is in the training split")
     provenance |= {
         "split": "rows by hash of the text",
         "held_out": {"validation": validation, "test": test},
@@ -210,9 +206,7 @@ def find(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     looked_in = " or ".join(map(str, folders))
-    raise InputError(
-        f"{name} is not in {looked_in}: `make data` downloads it (or set {FOLDER_VARIABLE} to its folder)"
-    )
+    raise InputError(f"{name} is not in {looked_in}: `make data` downloads it (or set {FOLDER_VARIABLE} to its folder)")
 
 
 def _read(path: PathLike) -> tuple[str, dict[str, Any]]:
@@ -227,9 +221,7 @@ def _read(path: PathLike) -> tuple[str, dict[str, Any]]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     nul = data.find(b"\0")
     if nul >= 0:
-        hint = (
-            "UTF-16 text, to be saved as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "a binary file"
-        )
+        hint = "UTF-16 text, to be saved as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "a binary file"
         raise InputError(f"{path}: byte {nul} is zero, which text in UTF-8 never has; this looks like {hint}")
     try:
         text = data.decode("utf-8-sig")
@@ -238,8 +230,7 @@ def _read(path: PathLike) -> tuple[str, dict[str, Any]]:
         start = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
         line = data.count(b"\n", 0, start) + 1
         raise InputError(
-            f"{path}: byte {start} (0x{data[start]:02x}, line {line}) is not UTF-8, "
-            "which the file must be saved as"
+            f"{path}: byte {start} (0x{data[start]:02x}, line {line}) is not UTF-8, which the file must be saved as"
         ) from error
     if not text.strip():
         raise InputError(f"{path}: is empty")
@@ -276,9 +267,7 @@ def _digest(text: str) -> bytes:
 
 def _check_shares(validation: float, test: float) -> None:
     if not (validation >= 0 and test >= 0 and validation + test < 1):
-        raise InputError(
-            f"validation={validation}, test={test}: shares must not be negative and add up to less than 1"
-        )
+        raise InputError(f"validation={validation}, test={test}: shares must not be negative and add up to less than 1")
 
 
 def _label_order(labels: Counter[str]) -> Callable[[str], Any]:
@@ -301,9 +290,7 @@ def _pair(where: str, line: str) -> Pair:
         raise InputError(f"{where}: must be a JSON object with the keys prompt and completion")
     for key in ("prompt", "completion"):
         if key not in record:
-            raise InputError(
-                f"{where}: the key {key!r} is missing; there are {', '.join(map(repr, record)) or 'none'}"
-            )
+            raise InputError(f"{where}: the key {key!r} is missing; there are {', '.join(map(repr, record)) or 'none'}")
         if not isinstance(record[key], str):
             raise InputError(f"{where}: {key!r} must be a string, it is {json.dumps(record[key])[:40]}")
     references = record.get("references", [])

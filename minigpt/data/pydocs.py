@@ -194,8 +194,7 @@ def topics(n_per_class: int | None = None, max_characters: int = 600) -> DataSet
         if size == 0:
             missing = [name for name, texts in zip(names, pools[split], strict=True) if not texts]
             raise RunError(
-                f"no {split} documents on {', '.join(missing)}: "
-                "this Python seems to be installed without its .py files"
+                f"no {split} documents on {', '.join(missing)}: this Python seems to be installed without its .py files"
             )
     if n_per_class is not None:
         _require_positive("n_per_class", n_per_class)
@@ -207,11 +206,7 @@ def topics(n_per_class: int | None = None, max_characters: int = 600) -> DataSet
         sizes["train"] = n_per_class
     records = {
         split: sorted(
-            (
-                Example(text, label)
-                for label, texts in enumerate(pools[split])
-                for text in texts[: sizes[split]]
-            ),
+            (Example(text, label) for label, texts in enumerate(pools[split]) for text in texts[: sizes[split]]),
             key=_hash_order,
         )
         for split in SPLITS
@@ -259,9 +254,7 @@ def summaries(max_characters: int = 600) -> DataSet[Pair]:
             continue
         if len(body) < MIN_CHARACTERS or first in body:
             continue
-        records[document.split].append(
-            Pair(f"Text: {_truncated(body, max_characters)}\nSummary:", f" {first}")
-        )
+        records[document.split].append(Pair(f"Text: {_truncated(body, max_characters)}\nSummary:", f" {first}"))
     provenance = {**corpus().provenance, "max_characters": max_characters}
     return DataSet("pydocs-summaries", records["train"], records["validation"], records["test"], provenance)
 
@@ -301,9 +294,7 @@ def _documents() -> tuple[tuple[Document, ...], dict[str, Any]]:
     sources: dict[str, dict[str, int]] = {}
     for document in kept:
         source = document.name.partition(".")[0]
-        source = {"numpy": "numpy", "matplotlib": "matplotlib", "mpl_toolkits": "matplotlib"}.get(
-            source, "python"
-        )
+        source = {"numpy": "numpy", "matplotlib": "matplotlib", "mpl_toolkits": "matplotlib"}.get(source, "python")
         count = sources.setdefault(source, {"documents": 0, "characters": 0})
         count["documents"] += 1
         count["characters"] += len(document.text)
@@ -395,9 +386,7 @@ def _docstrings_of_compiled() -> Iterator[tuple[str, str]]:
         for name, value in sorted(vars(importlib.import_module(module_name)).items()):
             is_type = isinstance(value, type)
             # Notebooks and test runners put functions of their own into `builtins`, but replace no type.
-            is_function = module_name != "builtins" and (
-                inspect.isbuiltin(value) or isinstance(value, np.ufunc)
-            )
+            is_function = module_name != "builtins" and (inspect.isbuiltin(value) or isinstance(value, np.ufunc))
             if name.startswith("_") or not (is_type or is_function):
                 continue
             candidates = [(f"{module_name}.{name}", value)]

@@ -208,9 +208,7 @@ def pad_batch(
     return ids, lengths
 
 
-def collate_pairs(
-    tokenizer: Encoder, pairs: Sequence[Pair], max_length: int, pad_id: int = 0
-) -> dict[str, np.ndarray]:
+def collate_pairs(tokenizer: Encoder, pairs: Sequence[Pair], max_length: int, pad_id: int = 0) -> dict[str, np.ndarray]:
     """Prompt, completion and end of text in one row, with a loss on the completion only.
 
     Prompt and completion are encoded on their own, so that the model meets the same prompt tokens in training
@@ -249,9 +247,7 @@ def collate_pairs(
         completion = tokenizer.encode(pair.completion) + end
         room = max_length + 1 - len(completion)  # tokens of the prompt that fit
         if not prompt:
-            raise InputError(
-                f"pair {number} of the batch has an empty prompt, and the tokenizer has no end of text"
-            )
+            raise InputError(f"pair {number} of the batch has an empty prompt, and the tokenizer has no end of text")
         if not completion:
             raise InputError(f"pair {number} of the batch has an empty completion")
         if room < 1:

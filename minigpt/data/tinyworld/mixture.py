@@ -41,9 +41,7 @@ def _activity(chance: Chance) -> tuple[str, str]:
     return activity_text(chance, chance.below(len(TOPICS)))
 
 
-def _shots(
-    make: Callable[[Chance], tuple[str, Pair]], least: int, most: int
-) -> Callable[[Chance], tuple[str, str]]:
+def _shots(make: Callable[[Chance], tuple[str, Pair]], least: int, most: int) -> Callable[[Chance], tuple[str, str]]:
     """Several solved tasks of one kind with a blank line between them, all from one split."""
 
     def document(chance: Chance) -> tuple[str, str]:

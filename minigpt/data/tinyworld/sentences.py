@@ -66,9 +66,7 @@ class Clause:
         """The object with quality and determiner."""
         if self.number > 1:
             return f"{world.NUMBERS[self.number]} {self.quality} {plural(self.thing)}"
-        return (
-            f"the {self.quality} {self.thing}" if self.definite else world.a(f"{self.quality} {self.thing}")
-        )
+        return f"the {self.quality} {self.thing}" if self.definite else world.a(f"{self.quality} {self.thing}")
 
     @property
     def english(self) -> str:
@@ -154,9 +152,7 @@ _UNWANTED = ("break", "lose", "see")  # what nobody asks for politely
 def rewriting_pair(chance: Chance) -> tuple[str, Pair]:
     """One sentence with an instruction and its rewritings: (key, pair)."""
     clause = draw_clause(chance, simple=True)
-    instruction = chance.pick(
-        [i for i in INSTRUCTIONS if i != "in a polite way" or clause.verb.base not in _UNWANTED]
-    )
+    instruction = chance.pick([i for i in INSTRUCTIONS if i != "in a polite way" or clause.verb.base not in _UNWANTED])
     given, references = _REWRITINGS[instruction](clause)
     answers = tuple(f" {reference}" for reference in references)
     return clause.key, Pair(f"Rewrite {instruction}: {given}\nAnswer:", answers[0], answers)

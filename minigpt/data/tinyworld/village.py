@@ -90,9 +90,7 @@ def _lost(t: Tale) -> bool:
     _introduce(t)
     t.say("{PShe} had a {look} {thing} and [took it everywhere|liked it very much|was proud of it].")
     t.say("[One day|One morning|One evening] the {thing} was gone.")
-    t.colour(
-        "{P} looked under the bed, on the shelf and behind the door.", "{PShe} asked everyone on the road."
-    )
+    t.colour("{P} looked under the bed, on the shelf and behind the door.", "{PShe} asked everyone on the road.")
     t.say("First {P} looked {A}, but the {thing} was not there.")
     t.say("Then {P} asked {Q} for help.", "Then {Q} came to help.")
     t.ask("What did {P} lose?", "a {look} {thing}")
@@ -118,9 +116,7 @@ def _market(t: Tale) -> bool:
     gone = t.chance.between(1, bought - 1)
     where = t.chance.pick(("into the river", "down the hill", "into the mud", "into the well"))
     well = t.chance.happens(0.6)
-    t.state(
-        food=food, n=world.NUMBERS[bought], n_food=world.count(bought, food), k_food=world.count(gone, food)
-    )
+    t.state(food=food, n=world.NUMBERS[bought], n_food=world.count(bought, food), k_food=world.count(gone, food))
     t.state(
         left=world.NUMBERS[bought - gone],
         left_food=world.count(bought - gone, food),
@@ -157,14 +153,10 @@ def _mending(t: Tale) -> bool:
     t.state(fixture=fixture, tool=world.a(tool), gift=gift, n=world.NUMBERS[hours], well=str(well))
     _introduce(t)
     t.say("One night a storm broke the {fixture} of {Q} the {Qjob}.")
-    t.colour(
-        "The wind had been very strong.", "{Q} did not know what to do.", "{Q} had slept badly all night."
-    )
+    t.colour("The wind had been very strong.", "{Q} did not know what to do.", "{Q} had slept badly all night.")
     t.say("In the morning {P} came with {tool}[ to help| and some wood|].")
     t.say("They worked on the {fixture} for {n} hours.")
-    t.colour(
-        "{P} held the boards, and {Q} counted the nails.", "It was hard work, because the wood was heavy."
-    )
+    t.colour("{P} held the boards, and {Q} counted the nails.", "It was hard work, because the wood was heavy.")
     t.ask("What did the storm break?", "the {fixture}")
     t.ask("Who came to help {Q}?", "{P}")
     t.ask("What did {P} bring?", "{tool}")
@@ -194,9 +186,7 @@ def _feast(t: Tale) -> bool:
     t.ask("How many guests did {P} ask to supper?", "{n}")
     t.ask("What did {P} make?", "{dish}")
     if well:
-        t.say(
-            "Then {Q} came to the door with some {other}.", "By good luck {Q} came and brought some {other}."
-        )
+        t.say("Then {Q} came to the door with some {other}.", "By good luck {Q} came and brought some {other}.")
         t.say("There was enough for all the guests.")
         t.ask("What did {Q} bring?", "{other}")
         t.ask("Who brought the {other}?", "{Q}")
@@ -211,9 +201,7 @@ def _journey(t: Tale) -> bool:
     t.meet("PQR", world.PEOPLE)
     place, gift = t.chance.pick(world.PLACES), t.chance.pick(world.GIFTS)
     ride = t.chance.pick(("on foot", "by cart", "by boat", "on a donkey"))
-    trouble = t.chance.pick(
-        ("it began to snow", "a storm came up", "the fog grew thick", "heavy rain began to fall")
-    )
+    trouble = t.chance.pick(("it began to snow", "a storm came up", "the fog grew thick", "heavy rain began to fall"))
     hours = t.chance.between(2, 9)
     well = t.chance.happens(0.6)
     t.state(B=place, gift=gift, ride=ride, trouble=trouble, n=world.NUMBERS[hours], well=str(well))
