@@ -97,6 +97,7 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 # ---------------------------------------------------------------------------------------------- fast forms
 
 PIECE = 64 * 1024  # elements; the four arrays and the scratch of a piece stay in a core's second-level cache
+ROW = 2048  # elements of a sum in the array's own precision
 
 
 def adamw_update_fast(
@@ -120,7 +121,7 @@ def adamw_update_fast(
     factor = root / (1.0 - beta1**step)
     scratch = xp.empty(min(PIECE, param.shape[0]), dtype=param.dtype)
     rates: Any = lr
-    per_element = not isinstance(lr, (int, float))
+    per_element = getattr(lr, "ndim", 0) > 0
     for start in range(0, param.shape[0], PIECE):
         piece = slice(start, start + PIECE)
         p, g, mi, vi = param[piece], grad[piece], m[piece], v[piece]
@@ -143,5 +144,9 @@ def adamw_update_fast(
 
 
 def sum_of_squares_fast(flat: Array) -> float:
-    """`sum_of_squares` piece by piece: float32 products within a piece, float64 over the pieces."""
-    return sum(float(flat[i : i + PIECE] @ flat[i : i + PIECE]) for i in range(0, flat.shape[0], PIECE))
+    """`sum_of_squares` in short rows: float32 within a row, where rounding stays small, float64 over the rows."""
+    xp = namespace(flat)
+    whole = flat.shape[0] // ROW * ROW
+    rows = flat[:whole].reshape(-1, ROW)
+    total = float(xp.vecdot(rows, rows).sum(dtype=xp.float64)) + float(flat[whole:] @ flat[whole:])
+    return total if math.isfinite(total) else sum_of_squares(flat)  # float32 may have overflowed, float64 not

@@ -5,6 +5,7 @@ A target of -100 is not scored: it adds nothing to the loss and its row gets no 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from kernels.array import Array, namespace
@@ -124,7 +125,7 @@ def cross_entropy_backward(cache: tuple[Array, LogProbCache]) -> Array:
 
 # ---------------------------------------------------------------------------------------------- fast forms
 
-LARGEST = 80.0  # exp(80) and sums of a few thousand such terms are inside float32's range
+LARGEST = 80.0  # exp(±80) is inside float32's range, whose logarithm ends at 88.7
 
 
 def token_logprobs_forward_fast(logits: Array, targets: Array) -> tuple[Array, LogProbCache]:
@@ -138,7 +139,8 @@ def token_logprobs_forward_fast(logits: Array, targets: Array) -> tuple[Array, L
     targets = xp.where(scored, targets, 0)
     rows = xp.arange(targets.shape[0])
     shifted = logits
-    if not -LARGEST < logits.min() <= logits.max() < LARGEST:
+    highest = min(LARGEST, 88.0 - math.log(V))  # so that a sum of V such terms is inside it too
+    if logits.size and not -LARGEST < logits.min() <= logits.max() < highest:
         shifted -= logits.max(-1, keepdims=True)
     of_target = shifted[rows, targets]
     xp.exp(shifted, out=shifted)

@@ -37,7 +37,8 @@ class Context:
     adapters : object or None
         For lessons: which adapter each row uses.
     watch : callable or None
-        Called with (name, array) for what flows between layers: pictures, and finding the first NaN.
+        Called with (name, array) for what flows between layers: pictures, and finding the first NaN. The
+        arrays may be overwritten later in the pass: copy what is to be kept.
     """
 
     backend: Backend

@@ -95,11 +95,14 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    scaled = logits.astype(np.float64) / temperature
+    scaled = logits.astype(np.float64)
+    scaled -= scaled.max(-1, keepdims=True)
+    with np.errstate(over="ignore"):  # a difference that becomes infinite leaves a probability of 0
+        scaled /= temperature
     if top_k is not None and top_k < scaled.shape[-1]:
         kth = np.partition(scaled, -top_k, axis=-1)[:, -top_k, None]
         scaled = np.where(scaled < kth, -np.inf, scaled)
-    probabilities = np.exp(scaled - scaled.max(-1, keepdims=True))
+    probabilities = np.exp(scaled)
     probabilities /= probabilities.sum(-1, keepdims=True)
     if top_p is not None and top_p < 1:
         order = np.argsort(-probabilities, axis=-1, kind="stable")
@@ -132,12 +135,11 @@ def _check_settings(
     eos_token_id: int | None,
     vocab_size: int,
 ) -> None:
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
+    for name, value, lowest in (("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1)):
+        if value is not None and (not hasattr(value, "__index__") or value < lowest):
+            raise InputError(f"{name} is {value}; it must be a whole number of {lowest} or more")
     if not (temperature >= 0 and np.isfinite(temperature)):
         raise InputError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k is {top_k}; it must be 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(f"top_p is {top_p}; it must be above 0 and at most 1")
     if eos_token_id is not None and not 0 <= eos_token_id < vocab_size:

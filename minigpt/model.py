@@ -56,7 +56,7 @@ class GPT(Layer):
         self.config = config
         self.backend = backend
         self.n_virtual = 0
-        """Places that something other than tokens (a learned prefix of keys and values) takes before them."""
+        """Places that something other than tokens (a soft prompt, learned keys and values) takes before them."""
 
         def weight(name: str) -> Array:
             return backend.asarray(weights[f"transformer.{name}"])
@@ -124,7 +124,7 @@ class GPT(Layer):
             block_backs.append(back)
         (_, hidden), ln_f_back = self.ln_f.forward(stream[0], ctx, stream[1])
         if ctx.cache is not None:
-            ctx.cache.advance(P + T)
+            ctx.cache.advance(T)
         if P:
             hidden = hidden[:, P:]
         xp = self.backend.xp
@@ -132,6 +132,8 @@ class GPT(Layer):
         def backward(dhidden: Array | None, grads: Gradients) -> None:
             if dhidden is None:
                 return
+            if len(block_backs) != len(self.h):
+                raise RuntimeError("this backward has been run: each pass has one")
             if P:
                 B, _, C = dhidden.shape
                 dhidden = xp.concatenate((xp.zeros((B, P, C), dtype=dhidden.dtype), dhidden), axis=1)
@@ -288,12 +290,13 @@ class GPT(Layer):
     def copy(self) -> GPT:
         """A model of its own on the same weights: replacing layers, freezing or training it leaves this one as it is.
 
-        Frozen arrays are shared; those that are trained move to a buffer of the trainer's.
+        The arrays are shared until one is trained: training moves it to a buffer of its own first. Of a model that is
+        in training at the moment, the trainable arrays are copied.
         """
         twin = copy.copy(self)
         memo: dict[int, Any] = {id(self.config): self.config, id(self.backend): self.backend}
         for p in self.parameters():
-            memo[id(p)] = Parameter(p.name, p.data, p.trainable)
+            memo[id(p)] = Parameter(p.name, p.data.copy() if p.in_buffer else p.data, p.trainable)
         twin.__dict__ = {name: copy.deepcopy(value, memo) for name, value in vars(self).items()}
         return twin
 
@@ -331,7 +334,8 @@ class GPT(Layer):
         Parameters
         ----------
         pattern : str
-            Shell-style, e.g. ``"h.*.attn.c_attn"`` or ``"embedding"``.
+            Shell-style, e.g. ``"h.*.attn.c_attn"``, ``"h.*.c_*"`` or ``"embedding"``. Of layers inside each other the
+            outer one is replaced.
         wrap : (layer, name) -> Layer
             Gives the layer to put there; it may use the old one.
 
@@ -345,7 +349,11 @@ class GPT(Layer):
         ValueError
             If no layer matches; the message lists the names there are.
         """
-        names = [name for name, _ in self.layers() if fnmatch.fnmatchcase(name, pattern)]
+        names: list[str] = []
+        for name, _ in self.layers():  # outer before inner
+            inside = any(name.startswith(f"{outer}.") for outer in names)
+            if fnmatch.fnmatchcase(name, pattern) and not inside:
+                names.append(name)
         if not names:
             kinds = sorted({re.sub(r"\d+", "*", name) for name, _ in self.layers()})
             raise InputError(f"no layer matches {pattern!r}; there are {', '.join(kinds)}")
@@ -430,7 +438,7 @@ def initial_weights(config: GPTConfig, seed: int, dtype: str = "float32") -> dic
     weights : dict of str to array
         The same numbers on every backend.
     """
-    if str(np.dtype(dtype)) not in DTYPES:
+    if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     rng = np.random.default_rng(seed)
     weights = {}

@@ -19,14 +19,17 @@ class Parameter:
     data : array
     trainable : bool
         A frozen parameter gets no gradient, no optimizer state, and keeps no activation alive.
+    in_buffer : bool
+        Whether `data` is a view of a `FlatParameters` buffer, which training changes in place.
     """
 
-    __slots__ = ("data", "name", "trainable")
+    __slots__ = ("data", "in_buffer", "name", "trainable")
 
     def __init__(self, name: str, data: Array, trainable: bool = True) -> None:
         self.name = name
         self.data = data
         self.trainable = trainable
+        self.in_buffer = False
 
     def __repr__(self) -> str:
         state = "trainable" if self.trainable else "frozen"
@@ -78,6 +81,13 @@ class FlatParameters:
             if fill:
                 view[...] = p.data
             p.data = view
+            p.in_buffer = True
+
+    def release(self) -> None:
+        """Give every parameter an array of its own again, with the values of now."""
+        for p in self.parameters:
+            p.data = p.data.copy()
+            p.in_buffer = False
 
     def views(self, flat: Array) -> dict[str, Array]:
         """A vector of the same layout, cut into named arrays of the parameters' shapes (views)."""
