@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kernels import Backend, get_backend
 from minigpt import files
 from minigpt.config import PRESETS, GPTConfig, preset
 from minigpt.corpora import encode_split, language_batches, load_corpus
@@ -29,10 +30,13 @@ from minigpt.training import History, TrainConfig, checkpoints, train
 
 AnyTokenizer = Tokenizer | CharTokenizer
 
+RECIPES = Path(__file__).parent / "recipes"
+NEW_TOKENS = 200
+
 DATA_HELP = (
-    "text to use: pydocs (documentation of this Python, NumPy and Matplotlib), tinyworld (generated stories and tasks), "
-    "the name of a set that `make data` fetched (tinyshakespeare.txt), or a path (.txt, .csv with text,label, .jsonl with "
-    "prompt,completion); several joined by +"
+    "text to use: pydocs (documentation of this Python, NumPy and Matplotlib), tinyworld (generated stories "
+    "and tasks), the name of a set that `make data` fetched (tinyshakespeare.txt), or a path (.txt, .csv "
+    "with text,label, .jsonl with prompt,completion); several joined by +"
 )
 
 
@@ -49,21 +53,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     code : int
         Exit code.
     """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal's encoding lacks
+    code = _run(argv)
     try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"minigpt: output: {error.strerror}", file=sys.stderr)
+        # What is left in the buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or RunError.exit_code
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        arguments = build_parser().parse_args(argv)
+        if getattr(arguments, "recipe", None):
+            command, *options = argv
+            arguments = build_parser().parse_args([command, *recipe_options(arguments.recipe), *options])
         return arguments.run(arguments)
     except (InputError, RunError) as error:
         print(f"minigpt: {error}", file=sys.stderr)
         return error.exit_code
     except MemoryError:
-        print("minigpt: out of memory; a smaller --batch-size or more --accumulation needs less", file=sys.stderr)
+        print(
+            "minigpt: out of memory; a smaller --batch-size or more --accumulation needs less",
+            file=sys.stderr,
+        )
         return RunError.exit_code
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; Python would complain once more at exit
+        return RunError.exit_code  # whoever read our output has gone
+    except OSError as error:
+        print(f"minigpt: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return RunError.exit_code
+    except SystemExit as done:  # argparse has said what there is to say
+        return int(done.code or 0)
     except KeyboardInterrupt:
-        print("\nminigpt: interrupted", file=sys.stderr)
+        print("minigpt: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -84,20 +114,39 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_one = action.default not in (None, "") and action.default is not False
+        return super()._get_help_string(action) if has_one else action.help
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number of `lowest` or more."""
+
+    def number(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is too small, it must be {lowest} or more")
+        return int(text)
+
+    return number
+
+
 def _add_train(commands: Any) -> None:
     p = commands.add_parser(
         "train",
         help="train a language model on text",
         description="Train a GPT on text and write it as a Hugging Face directory with its tokenizer.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     p.set_defaults(run=_train)
-    p.add_argument("--data", help=DATA_HELP, default=argparse.SUPPRESS)
+    p.add_argument("--data", help=DATA_HELP)
     p.add_argument("--out", metavar="DIR", required=True, help="directory for model, log and checkpoints")
     p.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"settings of a published run, which further options override: {', '.join(recipe_names())}, or a JSON file",
+        help=f"settings of a published run, which other options override: {', '.join(recipe_names())}, or a JSON file",
     )
     p.add_argument("--resume", action="store_true", help="go on where a run in --out was stopped")
 
@@ -110,7 +159,7 @@ def _add_train(commands: Any) -> None:
         ("n-embd", "width"),
         ("n-positions", "context length"),
     ):
-        g.add_argument(f"--{name}", type=int, metavar="N", help=f"{text}; overrides the preset")
+        g.add_argument(f"--{name}", type=_at_least(1), metavar="N", help=f"{text}; overrides the preset")
     g.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on embeddings, attention and residuals")
     g.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of parameters and arithmetic")
     g.add_argument("--backend", choices=["numpy", "cupy"], default="numpy", help="cupy needs a CUDA GPU")
@@ -123,13 +172,15 @@ def _add_train(commands: Any) -> None:
         help="bpe or char, trained on the text, or the directory of a saved one",
     )
     g.add_argument("--vocab-size", type=int, default=1024, metavar="V", help="of a bpe tokenizer to be trained")
-    g.add_argument("--block-size", type=int, metavar="T", help="tokens in a row; the context length by default")
+    g.add_argument(
+        "--block-size", type=_at_least(1), metavar="T", help="tokens in a row; the context length by default"
+    )
     g.add_argument("--validation", type=float, default=0.05, metavar="SHARE", help="held out of a file of your own")
     g.add_argument("--test", type=float, default=0.05, metavar="SHARE", help="held out of a file of your own, for eval")
 
     g = p.add_argument_group("training")
     g.add_argument("--steps", type=int, default=2000, metavar="N", help="optimizer steps")
-    g.add_argument("--batch-size", type=int, default=16, metavar="B", help="rows a step, over all workers")
+    g.add_argument("--batch-size", type=_at_least(1), default=16, metavar="B", help="rows a step, over all workers")
     g.add_argument("--accumulation", type=int, default=1, metavar="N", help="passes a step, to save memory")
     g.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     g.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="what the learning rate does")
@@ -140,12 +191,14 @@ def _add_train(commands: Any) -> None:
     g.add_argument("--weight-decay", type=float, default=0.1, help="of matrices")
     g.add_argument("--max-norm", type=float, default=1.0, help="clip the gradient's global norm; 0: do not")
     g.add_argument("--eval-every", type=int, default=250, metavar="N", help="steps between evaluations")
-    g.add_argument("--eval-windows", type=int, default=200, metavar="N", help="validation rows; 0: all of them")
+    g.add_argument(
+        "--eval-windows", type=_at_least(0), default=200, metavar="N", help="validation rows; 0: all of them"
+    )
     g.add_argument("--patience", type=int, default=0, metavar="N", help="stop after N evaluations without a new best")
     g.add_argument("--keep-best", action="store_true", help="end with the weights of the best evaluation")
     g.add_argument("--checkpoint-every", type=int, default=250, metavar="N", help="steps between checkpoints")
     g.add_argument("--log-every", type=int, default=10, metavar="N", help="steps between lines of the log")
-    g.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout")
+    g.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of weights, batches and dropout")
     g.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0: one a core")
     g.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -155,17 +208,22 @@ def _add_generate(commands: Any) -> None:
         "generate",
         help="continue a text",
         description="Continue a prompt with a trained model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     p.set_defaults(run=_generate)
     p.add_argument("--model", metavar="DIR", required=True, help="a model directory with its tokenizer")
     p.add_argument("--prompt", metavar="TEXT", default="", help="what to continue; empty: a new document")
-    p.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="how much to write")
-    p.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many texts")
+    p.add_argument(
+        "--max-new-tokens",
+        type=_at_least(0),
+        metavar="N",
+        help=f"how much to write; {NEW_TOKENS}, or what the context has room for, by default",
+    )
+    p.add_argument("--num-samples", type=_at_least(1), default=1, metavar="N", help="how many texts")
     p.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
     p.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the draws")
     p.add_argument("--backend", choices=["numpy", "cupy"], default="numpy", help="cupy needs a CUDA GPU")
 
 
@@ -174,15 +232,22 @@ def _add_eval(commands: Any) -> None:
         "eval",
         help="measure a model on held-out text",
         description="Loss per token, perplexity and bits per byte of a model on text.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     p.set_defaults(run=_eval)
     p.add_argument("--model", metavar="DIR", required=True, help="a model directory with its tokenizer")
     p.add_argument("--data", required=True, help=DATA_HELP)
-    p.add_argument("--split", choices=["train", "validation", "test", "all"], default="validation")
+    p.add_argument(
+        "--split",
+        choices=["train", "validation", "test", "all"],
+        default="validation",
+        help="which part of it",
+    )
     p.add_argument("--validation", type=float, default=0.05, metavar="SHARE", help="held out of a file of your own")
     p.add_argument("--test", type=float, default=0.05, metavar="SHARE", help="held out of a file of your own")
-    p.add_argument("--block-size", type=int, metavar="T", help="tokens in a row; the context length by default")
+    p.add_argument(
+        "--block-size", type=_at_least(1), metavar="T", help="tokens in a row; the context length by default"
+    )
     p.add_argument("--backend", choices=["numpy", "cupy"], default="numpy", help="cupy needs a CUDA GPU")
     p.add_argument("--json", action="store_true", help="print one line of JSON")
 
@@ -192,80 +257,60 @@ def _add_eval(commands: Any) -> None:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files("minigpt") / "recipes"
-    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+    return sorted(path.stem for path in RECIPES.glob("*.json"))
 
 
-def load_recipe(name: str) -> dict[str, Any]:
-    """A recipe's settings, named like the options of ``train``.
+def recipe_options(name: str) -> list[str]:
+    """A recipe as options of ``train``; what the user gives after them wins.
 
     Parameters
     ----------
     name : str
-        One of `recipe_names`, or the path of a JSON file.
+        One of `recipe_names`, or the path of a JSON file with settings named like the options.
 
     Raises
     ------
     ValueError
         If there is no such recipe, or it has a setting that ``train`` does not know.
     """
-    path: Any = resources.files("minigpt") / "recipes" / f"{name}.json"
-    if name not in recipe_names():
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or give a JSON file")
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
-    recipe.pop("about", None)
-    return recipe
-
-
-def _with_recipe(arguments: argparse.Namespace) -> argparse.Namespace:
-    # Options on the command line win over the recipe, which wins over the defaults.
-    if not arguments.recipe:
-        return arguments
-    known = set(vars(arguments)) | {"data"}
-    recipe = load_recipe(arguments.recipe)
-    unknown = sorted(recipe.keys() - known)
-    if unknown:
-        raise InputError(f"recipe {arguments.recipe} has a setting {unknown[0]!r} that train does not know")
-    defaults = vars(build_parser().parse_args(["train", "--out", arguments.out]))
-    for name, value in recipe.items():
-        if getattr(arguments, name, defaults.get(name)) == defaults.get(name):
-            setattr(arguments, name, value)
-    return arguments
+    path = RECIPES / f"{name}.json" if name in recipe_names() else Path(name)
+    if not path.is_file():
+        raise InputError(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or give a JSON file")
+    known = vars(build_parser().parse_args(["train", "--out", ""]))
+    options = []
+    for setting, value in files.read_json(path).items():
+        if setting == "about":
+            continue
+        option = f"--{setting.replace('_', '-')}"
+        if setting not in known or setting in ("run", "out", "resume", "recipe"):
+            raise InputError(f"recipe {name} has a setting {setting!r} that train does not know")
+        if isinstance(known[setting], bool) != isinstance(value, bool):
+            raise InputError(f"recipe {name}: {setting} cannot be {json.dumps(value)}")
+        if value is True:
+            options.append(option)
+        elif value is not False:
+            options.append(f"{option}={value}")
+    return options
 
 
 # ---------------------------------------------------------------------------------------------- commands
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    arguments = _with_recipe(arguments)
-    if getattr(arguments, "data", None) is None:
+    if arguments.data is None:
         raise InputError("give the text to train on with --data")
     out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; a directory is needed")
-    if not arguments.resume and checkpoints(out):
-        raise InputError(f"{out} holds an unfinished or finished run; go on with --resume, or give another --out")
+    _check_out(out, arguments.resume)
+    settings = TrainConfig(
+        **{f.name: getattr(arguments, f.name) for f in fields(TrainConfig) if f.name not in ("eps", "max_norm")},
+        max_norm=arguments.max_norm or None,
+    )
     data = load_corpus(arguments.data, arguments.validation, arguments.test)
     model, tokenizer = _model_and_tokenizer(arguments, data)
     config = model.config
     block_size = arguments.block_size or config.n_positions
-    if not 1 <= block_size <= config.n_positions:
-        raise InputError(f"--block-size {block_size} must be from 1 to the context length, {config.n_positions}")
-    if arguments.batch_size < 1:
-        raise InputError(f"--batch-size is {arguments.batch_size}; it must be 1 or more")
-    settings = TrainConfig(
-        **{
-            f.name: getattr(arguments, f.name)
-            for f in fields(TrainConfig)
-            if f.name not in ("eps", "max_norm")
-        },
-        max_norm=arguments.max_norm or None,
-    )
+    if block_size > config.n_positions:
+        raise InputError(f"--block-size {block_size} is longer than the context, {config.n_positions}")
     tokens = encode_split(tokenizer, data, "train")
     batches = language_batches(tokens, arguments.batch_size, block_size, arguments.seed, data.name)
     validation = []
@@ -281,12 +326,15 @@ def _train(arguments: argparse.Namespace) -> int:
         "data": data.record(),
         "machine": files.provenance(),
     }
+    if arguments.resume and checkpoints(out):
+        _check_same_run(out, record)
+    elif arguments.resume:
+        print(f"no checkpoint in {out}: starting from the beginning", file=sys.stderr)
     print(
         f"{model.n_parameters:,} parameters, {len(tokens):,} training tokens from {data.name}, "
         f"vocabulary {config.vocab_size}; writing to {out}",
         file=sys.stderr,
     )
-    _check_same_run(out, record, arguments.resume)
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / "run.json", record)
     history = train(
@@ -305,18 +353,30 @@ def _train(arguments: argparse.Namespace) -> int:
     return _report(history, arguments, settings)
 
 
+def _check_out(out: Path, resume: bool) -> None:
+    # What can be known before the work begins, without making the directory.
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"--out {out}: {there} is a file; a directory is needed")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: no permission to write in {there}")
+    if checkpoints(out) and not resume:
+        raise InputError(f"--out {out} holds a run; go on with --resume, or give another --out")
+    if (out / "model.safetensors").exists() and not checkpoints(out):
+        raise InputError(f"--out {out} holds a model, which would be overwritten; give another --out")
+
+
 def _model_and_tokenizer(arguments: argparse.Namespace, data: DataSet[str]) -> tuple[GPT, AnyTokenizer]:
-    if arguments.init:
-        model = GPT.from_pretrained(arguments.init, arguments.dtype, arguments.backend)
-        tokenizer = load_tokenizer(arguments.init)
-        files.check_vocabulary(tokenizer.vocab_size, model.config)
-        return model, tokenizer
-    tokenizer = _tokenizer(arguments, data)
     overrides = {
         name: getattr(arguments, name)
         for name in ("n_layer", "n_head", "n_embd", "n_positions")
         if getattr(arguments, name) is not None
     }
+    if arguments.init:
+        for name in (*overrides, *(["dropout"] if arguments.dropout else [])):
+            raise InputError(f"{name} is given, but --init {arguments.init} comes with its own")
+        return _load(arguments.init, arguments.backend, arguments.dtype)
+    tokenizer = _tokenizer(arguments, data)
     p = arguments.dropout
     config: GPTConfig = preset(arguments.preset, vocab_size=tokenizer.vocab_size, **overrides)
     config = replace(
@@ -327,7 +387,7 @@ def _model_and_tokenizer(arguments: argparse.Namespace, data: DataSet[str]) -> t
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return GPT(config, arguments.seed, arguments.dtype, arguments.backend), tokenizer
+    return GPT(config, arguments.seed, arguments.dtype, _backend(arguments.backend)), tokenizer
 
 
 def _tokenizer(arguments: argparse.Namespace, data: DataSet[str]) -> AnyTokenizer:
@@ -338,19 +398,26 @@ def _tokenizer(arguments: argparse.Namespace, data: DataSet[str]) -> AnyTokenize
     return load_tokenizer(arguments.tokenizer)
 
 
-def _check_same_run(out: Path, record: dict[str, Any], resume: bool) -> None:
+# Settings that a resumed run may change: where things lie (what they hold is compared), what is shown, kept.
+_FREE = ("out", "data", "init", "recipe", "quiet", "workers", "checkpoint_every", "log_every")
+
+
+def _check_same_run(out: Path, record: dict[str, Any]) -> None:
     # A resumed run must see the same data and model as before.
-    if not (resume and checkpoints(out)):
-        return
     before = files.read_json(out / "run.json")
-    if before.get("config") != json.loads(json.dumps(record["config"])):
-        raise InputError(f"cannot resume {out}: it is of a model with another configuration")
-    if before.get("data", {}).get("splits") != record["data"]["splits"]:
-        raise InputError(f"cannot resume {out}: it was trained on other data than {record['data']['name']} is now")
-    for name in ("batch_size", "block_size", "seed", "init"):
-        if before["settings"].get(name) != record["settings"].get(name):
-            theirs, mine = before["settings"].get(name), record["settings"].get(name)
-            raise InputError(f"cannot resume {out}: it was made with {name} = {theirs}, this run has {mine}")
+    try:
+        theirs, mine = before["settings"], record["settings"]
+        for name in (name for name in mine if name not in _FREE):
+            if theirs.get(name) != mine[name]:
+                raise InputError(
+                    f"cannot resume {out}: it was made with {name} = {theirs.get(name)}, this run has {mine[name]}"
+                )
+        if before["data"]["splits"] != record["data"]["splits"]:
+            raise InputError(f"cannot resume {out}: it was trained on other data than {record['data']['name']} is now")
+        if before["config"] != record["config"]:
+            raise InputError(f"cannot resume {out}: it is of a model with another configuration")
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"cannot resume {out}: run.json in it is not the record of a run") from None
 
 
 def _result(history: History) -> dict[str, Any]:
@@ -371,12 +438,13 @@ def _report(history: History, arguments: argparse.Namespace, settings: TrainConf
     if history.losses:
         line += f", training loss {history.losses[-1]:.4f}"
     if history.eval_losses:
-        line += f", validation loss {history.eval_losses[-1]:.4f} (best {history.best_loss:.4f} at step {history.best_step})"
+        line += f", validation loss {history.eval_losses[-1]:.4f}"
+        line += f" (best {history.best_loss:.4f} at step {history.best_step})"
     print(line)
     if history.stopped == "interrupted":
         print(
             f"stopped by Ctrl-C after step {done} of {settings.steps}; everything is saved. "
-            f"To go on, give the same command with --resume",
+            "To go on, give the same command with --resume",
             file=sys.stderr,
         )
         return 128 + signal.SIGINT
@@ -384,26 +452,34 @@ def _report(history: History, arguments: argparse.Namespace, settings: TrainConf
     return 0
 
 
-def _load(arguments: argparse.Namespace) -> tuple[GPT, AnyTokenizer]:
-    model = GPT.from_pretrained(arguments.model, backend=arguments.backend)
-    tokenizer = load_tokenizer(arguments.model)
+def _load(directory: str, backend: str, dtype: str | None = None) -> tuple[GPT, AnyTokenizer]:
+    model = GPT.from_pretrained(directory, dtype, _backend(backend))
+    tokenizer = load_tokenizer(directory)
     files.check_vocabulary(tokenizer.vocab_size, model.config)
     return model, tokenizer
 
 
+def _backend(name: str) -> Backend:
+    try:
+        return get_backend(name)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+
+
 def _generate(arguments: argparse.Namespace) -> int:
-    model, tokenizer = _load(arguments)
+    model, tokenizer = _load(arguments.model, arguments.backend)
     end = tokenizer.eos_token_id
     prompt = tokenizer.encode(arguments.prompt)
     if not prompt:
         if end is None:
             raise InputError("this model has no token to begin a document with: give a --prompt")
         prompt = [end]
-    if arguments.num_samples < 1:
-        raise InputError(f"--num-samples is {arguments.num_samples}; it must be 1 or more")
+    new = arguments.max_new_tokens
+    if new is None:
+        new = max(0, min(NEW_TOKENS, model.config.n_positions - len(prompt)))
     ids = model.generate(
         [prompt] * arguments.num_samples,
-        arguments.max_new_tokens,
+        new,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
@@ -411,17 +487,17 @@ def _generate(arguments: argparse.Namespace) -> int:
         eos_token_id=end,
     )
     for i, row in enumerate(ids.tolist()):
-        new = row[len(prompt) :]
-        if end is not None and end in new:
-            new = new[: new.index(end)]
+        written = row[len(prompt) :]
+        if end is not None and end in written:
+            written = written[: written.index(end)]
         if i:
             print("-" * 80)
-        print(arguments.prompt + tokenizer.decode(new))
+        print(arguments.prompt + tokenizer.decode(written))
     return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    model, tokenizer = _load(arguments)
+    model, tokenizer = _load(arguments.model, arguments.backend)
     data = load_corpus(arguments.data, arguments.validation, arguments.test)
     splits = ("train", "validation", "test") if arguments.split == "all" else (arguments.split,)
     documents = [d for s in splits for d in data.split(s)]
@@ -445,5 +521,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         )
     else:
         print(f"{data.name} ({arguments.split}): {score.tokens:,} tokens, {score.bytes:,} bytes")
-        print(f"loss {score.loss:.4f} nats a token, perplexity {score.perplexity:.2f}, {score.bits_per_byte:.4f} bits a byte")
+        print(
+            f"loss {score.loss:.4f} nats a token, perplexity {score.perplexity:.2f}, "
+            f"{score.bits_per_byte:.4f} bits a byte"
+        )
     return 0

@@ -24,8 +24,8 @@ def load_corpus(source: str, validation: float = 0.05, test: float = 0.05) -> Da
     Parameters
     ----------
     source : str
-        ``"pydocs"``, ``"tinyworld"``, the name of a fetched set (``"tinyshakespeare.txt"``) or a path; several
-        joined by ``+``.
+        ``"pydocs"``, ``"tinyworld"``, the name of a fetched set (``"tinyshakespeare.txt"``) or a path;
+        several joined by ``+``.
     validation, test : float
         Shares to hold out from the user's own files; the other sources decide by document.
 
@@ -38,7 +38,8 @@ def load_corpus(source: str, validation: float = 0.05, test: float = 0.05) -> Da
     ValueError
         If a source does not exist or holds no text.
     """
-    parts = [_load_one(name.strip(), validation, test) for name in source.split("+")]
+    names = [source] if Path(source).exists() else source.split("+")
+    parts = [_load_one(name.strip(), validation, test) for name in names]
     if len(parts) == 1:
         return parts[0]
     return DataSet(
@@ -58,10 +59,11 @@ def _load_one(name: str, validation: float, test: float) -> DataSet[str]:
     path = Path(name)
     if name in download.SETS and not path.exists():
         path = data_files.find(name)
-    data = data_files.load(path) if path.suffix.lower() in (".csv", ".jsonl") else None
-    if data is None:
-        return data_files.load_text(path, validation, test)
-    return as_text(data)
+    if path.suffix.lower() == ".csv":
+        return as_text(data_files.load_labelled(path, validation, test))
+    if path.suffix.lower() == ".jsonl":
+        return as_text(data_files.load_pairs(path, validation, test))
+    return data_files.load_text(path, validation, test)
 
 
 def as_text(data: DataSet[Any]) -> DataSet[str]:
@@ -79,7 +81,9 @@ def as_text(data: DataSet[Any]) -> DataSet[str]:
     )
 
 
-def language_batches(tokens: np.ndarray, batch_size: int, block_size: int, seed: int, what: str) -> Callable[[int], Batch]:
+def language_batches(
+    tokens: np.ndarray, batch_size: int, block_size: int, seed: int, what: str
+) -> Callable[[int], Batch]:
     """Random windows as training batches, a pure function of the step.
 
     Parameters

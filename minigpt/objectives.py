@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
 from kernels.cross_entropy import IGNORED
 from minigpt.context import Context
+from minigpt.data.tokens import check_ids
+from minigpt.errors import InputError
 from minigpt.heads import lm_loss
 from minigpt.parameters import Gradients
 
@@ -29,7 +32,10 @@ class Objective(Protocol):
 
 
 class LanguageModelling:
-    """Cross-entropy of the next token. Batches hold `ids` and `targets`, both (B, T); targets of -100 are not scored."""
+    """Cross-entropy of the next token. Batches hold `ids` and `targets`, both (B, T), on the host.
+
+    Targets of -100 are not scored.
+    """
 
     def total(self, batch: Batch) -> float:
         """Number of scored targets."""
@@ -38,7 +44,19 @@ class LanguageModelling:
     def forward(
         self, model: Any, batch: Batch, total: float, ctx: Context
     ) -> tuple[float, Callable[[Gradients], None]]:
-        """See `Objective.forward`."""
+        """See `Objective.forward`.
+
+        Raises
+        ------
+        ValueError
+            If an id or target is outside the model's vocabulary, or T is larger than its context.
+        """
+        vocab_size, room = model.config.vocab_size, model.config.n_positions - model.n_virtual
+        length, scored = batch["ids"].shape[1], batch["targets"] != IGNORED
+        if length > room:
+            raise InputError(f"{length} tokens do not fit into the model's context of {room}")
+        check_ids(batch["ids"], vocab_size)
+        check_ids(batch["targets"][scored], vocab_size, "targets")
         ids = model.backend.asarray(batch["ids"])
         targets = model.backend.asarray(batch["targets"])
         hidden, trunk_back = model.forward(ids, ctx)
@@ -59,4 +77,4 @@ def take(batch: Batch, part: slice) -> Batch:
 def shards(n: int, parts: int) -> list[slice]:
     """n rows cut into consecutive parts whose sizes differ by at most one."""
     bounds = [i * n // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(bounds)]

@@ -22,7 +22,7 @@ def constant(lr: float, warmup: int = 0) -> Schedule:
 
 
 def cosine(lr: float, steps: int, warmup: int = 0, min_lr: float = 0.0) -> Schedule:
-    """Linear rise over `warmup` steps, then half a cosine down to `min_lr` at the last step.
+    """Linear rise over `warmup` steps, then half a cosine that reaches `min_lr` after `steps`.
 
     Loshchilov, Hutter (2017), "SGDR", arXiv:1608.03983, eq. 5, without restarts.
     """
@@ -30,7 +30,7 @@ def cosine(lr: float, steps: int, warmup: int = 0, min_lr: float = 0.0) -> Sched
 
 
 def linear(lr: float, steps: int, warmup: int = 0, min_lr: float = 0.0) -> Schedule:
-    """Linear rise over `warmup` steps, then a straight line down to `min_lr` at the last step."""
+    """Linear rise over `warmup` steps, then a straight line that reaches `min_lr` after `steps`."""
     return lambda step: _after_warmup(step, steps, warmup, lr, min_lr, lambda p: 1 - p)
 
 
@@ -129,8 +129,20 @@ class AdamW:
     def order(
         parameters: Iterable[Parameter], groups: Sequence[ParameterGroup], weight_decay: float
     ) -> list[Parameter]:
-        """Trainable parameters with equal settings brought together, so that a step is a few long vector operations."""
+        """Trainable parameters, equal settings together: a step is then a few long vector operations.
+
+        Raises
+        ------
+        ValueError
+            If nothing is trainable, or a group's pattern matches nothing, frozen parameters included.
+        """
+        parameters = list(parameters)
+        for group in groups:
+            if not any(fnmatch.fnmatchcase(p.name, group.pattern) for p in parameters):
+                raise InputError(f"no parameter matches the group {group.pattern!r}")
         trainable = [p for p in parameters if p.trainable]
+        if not trainable:
+            raise InputError("nothing to train: every parameter is frozen")
 
         def kind(p: Parameter) -> tuple[int, float]:
             group = group_of(p, groups)

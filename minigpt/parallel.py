@@ -1,13 +1,13 @@
 """Data-parallel training: ranks that each run a shard of the batch, and the sum of their flat gradients.
 
-A `Replica` is one rank: it has the model, computes its shard's gradient into a flat buffer, and updates its own part of
-the flat parameters. A `Comm` joins the ranks. `LocalTeam` runs further ranks in processes of their own on this
-machine, with one BLAS thread each and all flat buffers in shared memory: two processes lose nothing to each other,
-where two threads lose a fifth to the interpreter lock.
+A `Replica` is one rank: it has the model, computes its shard's gradient into a flat buffer, and updates its
+own part of the flat parameters. A `Comm` joins the ranks. `LocalTeam` runs further ranks in processes of
+their own on this machine, with one BLAS thread each and all flat buffers in shared memory: two processes lose
+nothing to each other, where two threads lose a fifth to the interpreter lock.
 
 The workers are plain child processes that are told everything over their standard input. They need neither a
-``__main__`` guard nor fork, work from scripts, notebooks and make alike, and end when that pipe closes, however
-their parent ends.
+``__main__`` guard nor fork, work from scripts, notebooks and make alike, and end when that pipe closes,
+however their parent ends.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import math
 import mmap
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import IO, Any, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -31,15 +30,23 @@ import threadpoolctl
 
 from kernels.array import Array
 from kernels.memory import keep_freed_memory
-from minigpt.errors import RunError
+from minigpt.context import Context
+from minigpt.errors import InputError, RunError
 from minigpt.objectives import Batch, Objective, rows, shards, take
 from minigpt.optim import AdamW
-from minigpt.parameters import FlatParameters, Gradients, Parameter, layout
+from minigpt.parameters import FlatParameters, Gradients, Parameter
 
-ONE_THREAD = {
-    name: "1"
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
-}
+# The variables by which BLAS libraries are told how many threads to use.
+ONE_THREAD = dict.fromkeys(
+    (
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "BLIS_NUM_THREADS",
+    ),
+    "1",
+)
 
 
 class Comm:
@@ -104,6 +111,7 @@ class Replica:
         self.grads = Gradients(flat.parameters, backend, grads)
         self.own = comm.own(flat.size)
 
+    @np.errstate(all="ignore")  # an overflow shows in loss and norm, which are checked
     def step(
         self,
         shard: Batch,
@@ -149,6 +157,8 @@ class Replica:
         norm = math.sqrt(squares) if squares >= 0 else math.nan
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return loss, norm
+        if max_norm is None and squares > np.finfo(self.flat.dtype).max:
+            return loss, math.inf  # the second moment would overflow, and stop the parameter for good
         if max_norm is not None:
             factor = ops.clip_coefficient(norm, max_norm)
             if factor < 1.0:
@@ -160,18 +170,16 @@ class Replica:
 
     def accumulate(self, shard: Batch, total: float, accumulation: int, seed: list[int]) -> float:
         """This rank's share of the loss; its gradient goes into the flat buffer."""
-        model = self.model
         self.grads.clear()
         loss = 0.0
-        n = rows(shard)
-        for i, part in enumerate(shards(n, min(accumulation, n)) if n else ()):
-            ctx = model.context(grad=True, training=True, rng=model.backend.rng([*seed, i]))
-            share, backward = self.objective.forward(model, take(shard, part), total, ctx)
+        for part, ctx in passes(self.model, shard, accumulation, seed):
+            share, backward = self.objective.forward(self.model, part, total, ctx)
             backward(self.grads)
             loss += share
         self.grads.finish()
         return loss
 
+    @np.errstate(all="ignore")
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Sum of losses and of what they are means over, for this rank's batches."""
         loss, count = 0.0, 0.0
@@ -184,7 +192,14 @@ class Replica:
         return loss, count
 
 
-# ------------------------------------------------------------------------------------------ processes on one machine
+def passes(model: Any, shard: Batch, accumulation: int, seed: list[int]) -> Iterator[tuple[Batch, Context]]:
+    """The parts in which a rank runs its shard, each with the context of its pass."""
+    n = rows(shard)
+    for i, part in enumerate(shards(n, min(accumulation, n)) if n else ()):
+        yield take(shard, part), model.context(grad=True, training=True, rng=model.backend.rng([*seed, i]))
+
+
+# ------------------------------------------------------------------------------- processes on one machine
 
 
 class _SharedComm(Comm):
@@ -221,7 +236,7 @@ class _Region:
     """Memory shared by a parent and its children, gone with the last of them however they end."""
 
     def __init__(self, nbytes: int, handle: Any = None) -> None:
-        self.nbytes = nbytes
+        self.handle: Any
         if os.name == "nt":
             self.handle = handle or f"minigpt-{os.getpid()}-{os.urandom(8).hex()}"
             self.memory = mmap.mmap(-1, nbytes, tagname=self.handle)  # type: ignore[call-arg]
@@ -232,6 +247,12 @@ class _Region:
             else:
                 with tempfile.TemporaryFile() as file:  # unlinked from the start
                     handle = os.dup(file.fileno())
+            low = []
+            while handle < 3:  # our own stdin or stdout is closed; in a child these numbers are the pipes
+                low.append(handle)
+                handle = os.dup(handle)
+            for number in low:
+                os.close(number)
             os.ftruncate(handle, nbytes)
         self.handle = handle
         self.memory = mmap.mmap(handle, nbytes)
@@ -247,39 +268,54 @@ class _Region:
             os.close(self.handle)
 
 
+class _Form(NamedTuple):
+    """Shape and type of an array in the shared region; stands for a weight while its model travels."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
 class _Arrays:
-    """The vectors of a run, cut out of one region: parameters, m and v, a gradient a rank, frozen weights, scalars."""
+    """A run's arrays, cut out of one region: parameters, m and v, gradients, scalars, frozen weights."""
 
     ALIGN = 64
 
-    def __init__(self, flat_size: int, frozen_size: int, size: int, dtype: str, handle: Any = None) -> None:
-        self.spec = (flat_size, frozen_size, size, dtype)
+    def __init__(self, flat: _Form, frozen: list[_Form], size: int, handle: Any = None) -> None:
+        self.spec = (flat, frozen, size)
+        scalars = _Form((size, 4), np.dtype("float64"))
+        forms = [*[flat] * (3 + size), scalars, *frozen]
+        self.region = _Region(sum(self._padded(form.nbytes) for form in forms), handle)
         self._offset = 0
-        item = np.dtype(dtype).itemsize
-        lengths = [flat_size] * (3 + size) + [frozen_size]
-        nbytes = sum(self._padded(n * item) for n in lengths) + self._padded(8 * 4 * size)
-        self.region = _Region(nbytes, handle)
-        self.params = self._cut((flat_size,), dtype)
-        m, v = self._cut((flat_size,), dtype), self._cut((flat_size,), dtype)
+        self.params, m, v, *self.grads = [self._cut(flat) for _ in range(3 + size)]
         self.moments = (m, v)
-        self.grads = [self._cut((flat_size,), dtype) for _ in range(size)]
-        self.frozen = self._cut((frozen_size,), dtype)
-        self.scalars = self._cut((size, 4), "float64")
+        self.scalars = self._cut(scalars)
+        self.frozen = [self._cut(form) for form in frozen]
 
     def _padded(self, nbytes: int) -> int:
         return -(-nbytes // self.ALIGN) * self.ALIGN
 
-    def _cut(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        count = math.prod(shape)
-        array = np.frombuffer(self.region.memory, dtype, count, self._offset).reshape(shape)
-        self._offset += self._padded(array.nbytes)
+    def _cut(self, form: _Form) -> np.ndarray:
+        array = np.frombuffer(self.region.memory, form.dtype, form.size, self._offset).reshape(form.shape)
+        self._offset += self._padded(form.nbytes)
         return array
 
 
 class _Channel:
     """Python objects over a pair of pipes."""
 
-    def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
+    def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
         self._reader = reader
         self._writer = writer
 
@@ -292,26 +328,20 @@ class _Channel:
 
     def close(self) -> None:
         for pipe in (self._writer, self._reader):
-            try:
+            with suppress(BrokenPipeError):  # the other side is gone already, which is what closing is for
                 pipe.close()
-            except BrokenPipeError:
-                pass  # the other side is gone already, which is what closing is for
-
-
-class _WorkerError(Exception):
-    """A worker's own traceback, carried to the parent."""
 
 
 class LocalTeam:
     """A model trained by `size` ranks on this machine; rank 0 is the calling process.
 
-    Use it as a context manager. While it is open the trainable parameters live in the team's flat buffer; afterwards
-    they are ordinary arrays again, with the trained values.
+    Use it as a context manager. While it is open the trainable parameters live in the team's flat buffer;
+    afterwards they are ordinary arrays again, with the trained values.
 
     Parameters
     ----------
     model
-        Anything with ``forward``, ``parameters``, ``context`` and ``backend``; its layers may have been replaced.
+        Anything with ``forward``, ``parameters``, ``context`` and ``backend``; layers may have been replaced.
     objective : Objective
     parameters : list of Parameter
         The trainable ones in the order of the flat buffer (`AdamW.order`).
@@ -343,55 +373,47 @@ class LocalTeam:
         backend = self._model.backend
         if self.size == 1:
             self.flat = FlatParameters(self._parameters, backend)
+            self._stack.callback(self.flat.release)
             self.replica = Replica(self._model, self._objective, self.flat, self._optimizer, Comm())
             return self
         try:
             self._start()
-        except BaseException:
-            self._stop()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stop()
-        for p in self._parameters:
-            p.data = p.data.copy()  # out of the shared memory, which can then go
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._stop(at_once=kind is not None)
 
     def _start(self) -> None:
         self._stack.enter_context(threadpoolctl.threadpool_limits(1, "blas"))
         trainable = {id(p) for p in self._parameters}
         frozen = [p for p in self._model.parameters() if id(p) not in trainable]
-        dtype = str(self._model.dtype)
-        arrays = _Arrays(
-            sum(p.data.size for p in self._parameters), sum(p.data.size for p in frozen), self.size, dtype
-        )
+        flat = _Form((sum(p.data.size for p in self._parameters),), self._parameters[0].data.dtype)
+        arrays = _Arrays(flat, [_Form(p.data.shape, p.data.dtype) for p in frozen], self.size)
+        self._stack.callback(arrays.region.close_handle)
         self.flat = FlatParameters(self._parameters, self._model.backend, arrays.params)
-        message = _describe(
-            self._model, self._objective, self._parameters, frozen, self._optimizer, arrays
-        )
+        self._stack.callback(self.flat.release)  # out of the shared memory, which can then go
+        message = _describe(self._model, self._objective, self._parameters, frozen, self._optimizer, arrays)
         for rank in range(1, self.size):
-            process = subprocess.Popen(
-                [sys.executable, "-c", f"from minigpt.parallel import work; work({rank})"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
-                pass_fds=arrays.region.inherited,
-            )
+            process = _worker_process(rank, arrays.region)
             assert process.stdin is not None
             assert process.stdout is not None
-            channel = _Channel(process.stdout, process.stdin)
-            self._workers.append((process, channel))
-            self._send(channel, message)
-        for process, channel in self._workers:
-            self._receive(process, channel)
-        arrays.region.close_handle()
+            self._workers.append((process, _Channel(process.stdout, process.stdin)))
+        for worker in self._workers:
+            self._send(worker, message)
+        for worker in self._workers:
+            self._receive(worker)
         comm = _SharedComm(0, arrays.grads, arrays.scalars, self._barrier)
         self.replica = Replica(
             self._model, self._objective, self.flat, self._optimizer, comm, arrays.moments, arrays.grads[0]
         )
 
-    def _stop(self) -> None:
-        for _, channel in self._workers:
+    def _stop(self, at_once: bool) -> None:
+        for process, channel in self._workers:
+            if at_once:
+                process.kill()
             channel.close()
         for process, _ in self._workers:
             try:
@@ -402,27 +424,27 @@ class LocalTeam:
         self._workers = []
         self._stack.close()
 
-    def _send(self, channel: _Channel, message: Any) -> None:
+    def _send(self, worker: _Worker, message: Any) -> None:
         try:
-            channel.send(message)
+            worker[1].send(message)
         except BrokenPipeError:
-            raise RunError("a worker process has died; the run cannot go on") from None
+            self._receive(worker)  # its last words, or that it had none
 
-    def _receive(self, process: subprocess.Popen, channel: _Channel) -> Any:
+    def _receive(self, worker: _Worker) -> Any:
+        process, channel = worker
         try:
             answer = channel.receive()
-        except EOFError:
-            code = process.wait()
-            raise RunError(f"worker process {process.pid} has died (exit code {code})") from None
-        if isinstance(answer, _WorkerError):
-            raise RunError(f"a worker process failed:\n{answer}")
+        except (EOFError, pickle.UnpicklingError):
+            raise RunError(f"worker process {process.pid} has died (exit code {process.wait()})") from None
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
     def _barrier(self) -> None:
-        for process, channel in self._workers:
-            self._receive(process, channel)
-        for _, channel in self._workers:
-            self._send(channel, None)
+        for worker in self._workers:
+            self._receive(worker)
+        for worker in self._workers:
+            self._send(worker, None)
 
     def step(
         self,
@@ -436,11 +458,11 @@ class LocalTeam:
         """One optimizer step on a whole batch: loss and gradient norm. See `Replica.step`."""
         total = self._objective.total(batch)
         if total == 0:
-            raise RunError(f"step {step}: nothing in the batch is scored")
+            raise InputError(f"step {step + 1}: nothing in the batch is scored")
         parts = [take(batch, part) for part in shards(rows(batch), self.size)]
         common = (total, accumulation, step, rates, max_norm, seed)
-        for (_, channel), part in zip(self._workers, parts[1:], strict=True):
-            self._send(channel, ("step", (part, *common)))
+        for worker, part in zip(self._workers, parts[1:], strict=True):
+            self._send(worker, ("step", (part, *common)))
         return self.replica.step(parts[0], *common)
 
     def evaluate(self, batches: Sequence[Batch]) -> float:
@@ -448,16 +470,16 @@ class LocalTeam:
 
         Raises
         ------
-        RunError
+        ValueError
             If nothing is scored.
         """
-        for rank, (_, channel) in enumerate(self._workers, start=1):
-            self._send(channel, ("evaluate", (batches[rank :: self.size],)))
+        for rank, worker in enumerate(self._workers, start=1):
+            self._send(worker, ("evaluate", (batches[rank :: self.size],)))
         sums = [self.replica.evaluate(batches[:: self.size])]
-        sums += [self._receive(process, channel) for process, channel in self._workers]
+        sums += [self._receive(worker) for worker in self._workers]
         loss, count = (math.fsum(column) for column in zip(*sums, strict=True))
         if count == 0:
-            raise RunError("nothing in the validation data is scored")
+            raise InputError("nothing in the validation data is scored")
         return loss / count
 
     @property
@@ -466,19 +488,28 @@ class LocalTeam:
         return self.replica.moments
 
 
-class _Unsent(NamedTuple):
-    """Stands for a weight while its model travels: the numbers are in the shared region."""
+_Worker = tuple[subprocess.Popen, _Channel]
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
+def _worker_process(rank: int, region: _Region) -> subprocess.Popen:
+    """A Python that finds the modules that this one finds, and waits to be told what to do."""
+    path = [p or os.getcwd() for p in sys.path]
+    # In a group of its own, Ctrl-C reaches the parent only, which decides.
+    own_group: dict[str, Any] = {"process_group": 0}
+    if os.name == "nt":
+        own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path[:] = {path!a}; from minigpt.parallel import work; work({rank})",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **ONE_THREAD},
+        pass_fds=region.inherited,
+        **own_group,
+    )
 
 
 def _describe(
@@ -488,28 +519,30 @@ def _describe(
     frozen: list[Parameter],
     optimizer: AdamW,
     arrays: _Arrays,
-) -> tuple[Any, bytes]:
+) -> tuple[Any, Any, bytes]:
     """All that a worker needs to become a rank, with the frozen weights put into the shared region."""
-    for p, place in zip(frozen, layout(frozen).values(), strict=True):
-        arrays.frozen[place] = p.data.reshape(-1)
+    for p, shared in zip(frozen, arrays.frozen, strict=True):
+        shared[...] = p.data
     every = [*parameters, *frozen]
     data = [p.data for p in every]
     try:
         for p in every:
-            p.data = _Unsent(p.data.shape, p.data.dtype)
+            p.data = _Form(p.data.shape, p.data.dtype)
         # cloudpickle sends by value what was defined in a notebook or a script
         body = cloudpickle.dumps((model, objective, parameters, frozen, optimizer))
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise InputError(
+            f"model and objective cannot be sent to worker processes ({error}); train with workers=1"
+        ) from error
     finally:
         for p, array in zip(every, data, strict=True):
             p.data = array
-    return (arrays.region.handle, arrays.spec), body
+    return arrays.region.handle, arrays.spec, body
 
 
 def work(rank: int) -> None:
-    """Body of a worker process: become rank `rank` of the team that the parent describes, until it closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    channel = _Channel(sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever the code prints must not get into the protocol
+    """Body of a worker process: be a rank of the team that the parent describes, until it closes the pipe."""
+    channel = _take_pipes()
     keep_freed_memory()
     try:
         replica = _become(rank, channel)
@@ -522,22 +555,38 @@ def work(rank: int) -> None:
                 channel.send(replica.evaluate(*arguments))
     except (EOFError, BrokenPipeError):
         os._exit(0)  # the parent is gone or done; there is nothing to save here
+    except (InputError, RunError) as error:
+        last_words: Exception = error
+    except MemoryError as error:
+        last_words = MemoryError(str(error))
     except Exception:
-        try:
-            channel.send(_WorkerError(traceback.format_exc()))
-        except BrokenPipeError:
-            pass  # nobody is left to tell
-        os._exit(1)
+        last_words = RunError(f"a worker process failed:\n{traceback.format_exc()}")
+    with suppress(BrokenPipeError):  # nobody is left to tell
+        channel.send(last_words)
+    os._exit(1)
+
+
+def _take_pipes() -> _Channel:
+    """The pipes to the parent, out of reach of what the model's code reads and prints (to stderr)."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:  # the parent has none to inherit
+        os.dup2(nothing, 2)
+        sys.stderr = os.fdopen(2, "w")
+    channel = _Channel(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return channel
 
 
 def _become(rank: int, channel: _Channel) -> Replica:
-    (handle, spec), body = channel.receive()
+    handle, (flat_form, frozen_forms, size), body = channel.receive()
     model, objective, parameters, frozen, optimizer = pickle.loads(body)
-    arrays = _Arrays(*spec, handle=handle)
+    arrays = _Arrays(flat_form, frozen_forms, size, handle)
     arrays.region.close_handle()
     flat = FlatParameters(parameters, model.backend, arrays.params, fill=False)
-    for p, place in zip(frozen, layout(frozen).values(), strict=True):
-        p.data = arrays.frozen[place].reshape(p.data.shape)
+    for p, shared in zip(frozen, arrays.frozen, strict=True):
+        p.data = shared
 
     def barrier() -> None:
         channel.send(None)

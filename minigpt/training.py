@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
 import re
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import numpy as np
 from tqdm import tqdm
 
 from minigpt import files
+from minigpt.context import Context
 from minigpt.errors import InputError, RunError
-from minigpt.objectives import Batch, Objective, rows
-from minigpt.optim import AdamW, ParameterGroup, Schedule, make_schedule
-from minigpt.parallel import LocalTeam
-from minigpt.parameters import Gradients, layout
+from minigpt.objectives import Batch, Objective, rows, shards, take
+from minigpt.optim import SCHEDULES, AdamW, ParameterGroup, Schedule, make_schedule
+from minigpt.parallel import LocalTeam, passes
+from minigpt.parameters import Gradients, Parameter
 
 Callback = Callable[["State"], None]
 
@@ -39,7 +40,7 @@ class TrainConfig:
     steps : int
         Optimizer steps.
     accumulation : int
-        Passes in which each worker runs its part of the batch; more need less memory and give the same gradient.
+        Passes in which each worker runs its part of the batch: more need less memory, for the same gradient.
     lr, schedule, warmup, min_lr
         Learning rate; ``schedule`` is "cosine", "linear" or "constant".
     beta1, beta2, eps, weight_decay
@@ -84,12 +85,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, lowest in (
             ("steps", 1), ("accumulation", 1), ("warmup", 0), ("eval_every", 0), ("patience", 0),
-            ("checkpoint_every", 0), ("log_every", 1), ("workers", 0),
+            ("checkpoint_every", 0), ("log_every", 1), ("seed", 0), ("workers", 0),
         ):  # fmt: skip
-            if getattr(self, name) < lowest:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {lowest} or more")
-        if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise InputError(f"lr is {self.lr}; it must be a number of 0 or more")
+            value = getattr(self, name)
+            if not hasattr(value, "__index__") or value < lowest:
+                raise InputError(f"{name} is {value}; it must be a whole number of {lowest} or more")
+            object.__setattr__(self, name, operator.index(value))  # JSON knows no integers of NumPy's
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"no schedule {self.schedule!r}; there are {', '.join(SCHEDULES)}")
+        for name in ("lr", "min_lr", "eps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be a number of 0 or more")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise InputError(f"beta1 and beta2 are {self.beta1} and {self.beta2}; they must be in [0, 1)")
         if self.max_norm is not None and not self.max_norm > 0:
@@ -116,7 +122,7 @@ class History:
     best_step, best_loss
         Of the best evaluation; None without one.
     stopped : str
-        Why the run ended: ``"done"``, ``"early stop"``, ``"interrupted"``.
+        Why the run ended: ``"done"``, ``"early stop"``, ``"stopped by a callback"``, ``"interrupted"``.
     seconds : float
         Wall-clock time, all sittings of a resumed run together.
     """
@@ -200,20 +206,25 @@ def train(
     ValueError
         If settings do not fit, or a checkpoint to resume from does not belong to this run.
     RunError
-        If a loss or gradient is not finite (the message names the step and the first such array), a worker dies, or
-        a checkpoint cannot be written. The model has the last good weights.
+        If a loss or gradient is not finite (the message names the step and the first such array), a worker
+        dies, or log or checkpoint cannot be written. The model has the weights from before the failed step.
     """
     if config.eval_every and not validation:
         raise InputError("eval_every is set, but there is no validation data")
     if (resume or config.checkpoint_every) and directory is None:
         raise InputError("checkpoints and resume need a directory")
     parameters = AdamW.order(model.parameters(), groups, config.weight_decay)
-    optimizer = AdamW(
-        parameters, model.backend, groups, (config.beta1, config.beta2), config.eps, config.weight_decay
-    )
-    size = team_size(config.workers, model.backend.name, rows(batches(0)))
-    with LocalTeam(model, objective, parameters, optimizer, size) as team, interruptible() as interrupted:
-        run = _Run(team, model, config, optimizer, Path(directory) if directory is not None else None, size)
+    optimizer = AdamW(parameters, model.backend, groups, (config.beta1, config.beta2), config.eps, config.weight_decay)
+    first = batches(0)
+    size = team_size(config.workers, model.backend.name, rows(first))
+    identity = {}
+    if directory is not None:
+        identity = _identity(model, parameters, config, groups, size, first, validation)
+    with (
+        LocalTeam(model, objective, parameters, optimizer, size) as team,
+        interruptible() as interrupted,
+        _Run(team, model, config, optimizer, directory, identity) as run,
+    ):
         start = run.resume() if resume else run.begin()
         with _bar(progress, config.steps, start) as bar:
             run.loop(start, batches, validation, callbacks, interrupted, bar)
@@ -221,13 +232,12 @@ def train(
 
 
 def team_size(workers: int, backend: str, batch_rows: int) -> int:
-    """How many processes a run uses: as asked, else one a core that this process may use, at most one a row."""
+    """How many processes a run uses: as asked, or one a core that this process may use; at most one a row."""
     if backend != "numpy":
         return 1
-    if workers:
-        return min(workers, batch_rows)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, batch_rows)
+    if not workers:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(workers, batch_rows))
 
 
 class _Run:
@@ -239,20 +249,27 @@ class _Run:
         model: Any,
         config: TrainConfig,
         optimizer: AdamW,
-        directory: Path | None,
-        size: int,
+        directory: str | Path | None,
+        identity: dict[str, Any],
     ) -> None:
         self.team = team
         self.model = model
         self.config = config
         self.optimizer = optimizer
-        self.directory = directory
-        self.size = size
+        self.directory = Path(directory) if directory is not None else None
+        self.identity = identity
         self.history = History()
         self.best: np.ndarray | None = None
         self.since_best = 0
         self.checkpointed = -1
         self.log: Any = None
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.log is not None:
+            self.log.close()
 
     # ------------------------------------------------------------------------------------------ the loop
 
@@ -274,11 +291,9 @@ class _Run:
         for step in range(start, config.steps):
             rates = self.optimizer.rates(config.rate, step)
             batch = batches(step)
-            loss, norm = self.team.step(
-                batch, config.accumulation, step, rates, config.max_norm, config.seed
-            )
+            loss, norm = self.team.step(batch, config.accumulation, step, rates, config.max_norm, config.seed)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                culprit = first_nonfinite(self.model, self.team.replica.objective, batch)
+                culprit = self.culprit(batch, step)
                 raise RunError(
                     f"step {step + 1}: loss is {loss}, gradient norm is {norm}; first not finite: {culprit}. "
                     "A smaller learning rate or a longer warm-up usually helps."
@@ -306,7 +321,7 @@ class _Run:
                 history.stopped = "early stop"
             elif state.stop:
                 history.stopped = "stopped by a callback"
-            elif interrupted():
+            elif interrupted() and done < config.steps:
                 history.stopped = "interrupted"
             ending = history.stopped != "done" or done == config.steps
             if self.directory is not None and (
@@ -320,10 +335,13 @@ class _Run:
     def evaluate(self, step: int, validation: Sequence[Batch]) -> None:
         loss = self.team.evaluate(validation)
         history = self.history
+        if not math.isfinite(loss):
+            objective = self.team.replica.objective
+            each = ((batch, objective.total(batch), self.model.context()) for batch in validation)
+            culprit = first_nonfinite(self.model, objective, each)
+            raise RunError(f"step {step}: validation loss is {loss}; first not finite: {culprit}")
         history.eval_steps.append(step)
         history.eval_losses.append(loss)
-        if not math.isfinite(loss):
-            raise RunError(f"step {step}: validation loss is {loss}")
         if history.best_loss is None or loss < history.best_loss:
             history.best_loss, history.best_step = loss, step
             self.since_best = 0
@@ -332,9 +350,18 @@ class _Run:
         else:
             self.since_best += 1
 
+    def culprit(self, batch: Batch, step: int) -> str:
+        """What was not finite first in a training step: its passes once more, with their dropout."""
+        config, objective, size = self.config, self.team.replica.objective, self.team.size
+        total = objective.total(batch)
+        each = (
+            (part, total, ctx)
+            for rank, shard in enumerate(shards(rows(batch), size))
+            for part, ctx in passes(self.model, take(batch, shard), config.accumulation, [config.seed, step, rank])
+        )
+        return first_nonfinite(self.model, objective, each)
+
     def finish(self) -> History:
-        if self.log is not None:
-            self.log.close()
         if self.config.keep_best and self.best is not None and self.history.stopped != "interrupted":
             self.team.flat.buffer[...] = self.model.backend.asarray(self.best)
         return self.history
@@ -354,38 +381,33 @@ class _Run:
         }
         if evaluated:
             line["validation_loss"] = history.eval_losses[-1]
+        rest, end = json.dumps(line).encode() + b"\n", self.log.tell()
         try:
-            self.log.write(json.dumps(line) + "\n")
-            self.log.flush()
+            while rest:  # a disk that is getting full takes a part first
+                rest = rest[self.log.write(rest) :]
         except OSError as error:
+            with suppress(OSError):  # the first error is the one to report
+                self.log.truncate(end)
             raise RunError(f"cannot write {self.log.name}: {error.strerror}") from None
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
     def begin(self) -> int:
-        """Start afresh: an empty log, and no checkpoint of an earlier run that a resume could mistake for its own."""
+        """Start afresh: an empty log, and no checkpoint of an earlier run to be mistaken for this one's."""
         if self.directory is not None:
+            folder = self.directory / "checkpoints"
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
-                self.log = open(self.directory / "log.jsonl", "w", encoding="utf-8")
+                files.clean_leftovers(self.directory)
+                if folder.is_dir():
+                    files.remove_directory(folder)
+                self._open_log("wb")
             except OSError as error:
                 raise RunError(f"cannot write to {self.directory}: {error.strerror}") from None
         return 0
 
-    def identity(self) -> dict[str, Any]:
-        """What has to be the same for a resumed run to be the same run."""
-        settings = asdict(self.config)
-        places = layout(self.team.flat.parameters)
-        shape = json.dumps([[name, place.start, place.stop] for name, place in places.items()])
-        return {
-            "settings": {k: settings[k] for k in sorted(settings) if k not in ("workers", "checkpoint_every", "log_every")},
-            "workers": self.size,
-            "parameters": hashlib.sha256(shape.encode()).hexdigest(),
-        }
-
     def checkpoint(self, step: int) -> None:
-        """Write everything a resume needs, so that there is always a whole checkpoint on disk."""
+        """Write all that a resume needs into one file, so that there is always a whole checkpoint on disk."""
         if self.checkpointed == step:
             return
         assert self.directory is not None
@@ -394,20 +416,21 @@ class _Run:
         tensors = {"parameters": to_numpy(self.team.flat.buffer), "m": to_numpy(m), "v": to_numpy(v)}
         if self.best is not None:
             tensors["best"] = self.best
+        state = {
+            "step": step,
+            "identity": self.identity,
+            "history": asdict(self.history) | {"stopped": "done"},
+            "since_best": self.since_best,
+        }
         folder = self.directory / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        with files.atomic_directory(folder / f"step-{step:09d}") as scratch:
-            files.save_tensors(scratch / "training.safetensors", tensors, {})
-            record = {
-                "step": step,
-                "identity": self.identity(),
-                "history": asdict(self.history) | {"stopped": "done"},
-                "since_best": self.since_best,
-            }
-            files.write_atomic(scratch / "state.json", json.dumps(record).encode())
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make {folder}: {error.strerror}") from None
+        files.save_tensors(folder / f"step-{step:09d}.safetensors", tensors, {"state": json.dumps(state)})
         self.checkpointed = step
         for old in checkpoints(self.directory)[:-1]:
-            shutil.rmtree(old, ignore_errors=True)
+            old.unlink()
 
     def resume(self) -> int:
         """Go on where the newest checkpoint was written; from the start if there is none."""
@@ -416,26 +439,23 @@ class _Run:
         if not there:
             return self.begin()
         newest = there[-1]
-        try:
-            record = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{newest / 'state.json'} cannot be read: {error}") from None
-        mine = self.identity()
-        for part, value in mine.items():
-            theirs = record["identity"][part]
-            if theirs != value:
-                raise InputError(f"cannot resume from {newest}: {_difference(part, theirs, value)}")
-        tensors, _ = files.load_tensors(newest / "training.safetensors")
+        tensors, metadata = files.load_tensors(newest)
+        if not {"state", "sha256"} <= metadata.keys():
+            raise InputError(f"{newest} is not the checkpoint of a run")
+        state = json.loads(metadata["state"])
+        if state["identity"] != self.identity:
+            raise InputError(f"cannot resume from {newest}: {_difference(state['identity'], self.identity)}")
         asarray = self.model.backend.asarray
         self.team.flat.buffer[...] = asarray(tensors["parameters"])
         m, v = self.team.moments
         m[...], v[...] = asarray(tensors["m"]), asarray(tensors["v"])
         self.best = tensors.get("best")
-        self.since_best = record["since_best"]
-        self.history = History(**record["history"])
-        self.checkpointed = record["step"]
-        self._cut_log(record["step"])
-        return record["step"]
+        self.since_best = state["since_best"]
+        self.history = History(**state["history"])
+        self.checkpointed = state["step"]
+        files.clean_leftovers(newest.parent)
+        self._cut_log(self.checkpointed)
+        return self.checkpointed
 
     def _cut_log(self, step: int) -> None:
         # Steps after the checkpoint will be run again: their old lines go.
@@ -448,32 +468,83 @@ class _Run:
                 if found and int(found[1]) <= step and line.endswith(b"\n"):
                     kept += line
         files.write_atomic(path, kept)
-        self.log = open(path, "a", encoding="utf-8")
+        self._open_log("ab")
+
+    def _open_log(self, mode: str) -> None:
+        # Unbuffered: a line that the disk refuses is not kept for another try when the file is closed.
+        assert self.directory is not None
+        self.log = open(self.directory / "log.jsonl", mode, buffering=0)  # noqa: SIM115 (closed by __exit__)
 
 
 def checkpoints(directory: str | Path) -> list[Path]:
-    """Whole checkpoints in a run's directory, oldest first."""
-    folder = Path(directory) / "checkpoints"
-    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+    """Checkpoints in a run's directory, oldest first."""
+    return sorted(Path(directory, "checkpoints").glob("step-*.safetensors"))
 
 
-def _difference(part: str, theirs: Any, mine: Any) -> str:
+_FREE = ("workers", "checkpoint_every", "log_every")  # settings that a resumed run may change
+
+
+def _identity(
+    model: Any,
+    parameters: Sequence[Parameter],
+    config: TrainConfig,
+    groups: Sequence[ParameterGroup],
+    size: int,
+    first: Batch,
+    validation: Sequence[Batch],
+) -> dict[str, Any]:
+    """What has to be the same for a resumed run to be the same run, ready for JSON."""
+    trained = {id(p) for p in parameters}
+    frozen = {p.name: model.backend.to_numpy(p.data) for p in model.parameters() if id(p) not in trained}
+    return {
+        "settings": {name: value for name, value in asdict(config).items() if name not in _FREE},
+        "workers": size,
+        "parameters": _digest([(p.name, str(p.data.dtype), p.data.shape) for p in parameters]),
+        "groups": _digest([(g.pattern, g.lr_scale, g.weight_decay, g.schedule is not None) for g in groups]),
+        "frozen": _digest(frozen),
+        "batches": _digest(first),
+        "validation": _digest(*validation),
+    }
+
+
+def _digest(*things: Any) -> str:
+    """SHA-256 of what can be printed, and of the numbers in dicts of arrays."""
+    digest = hashlib.sha256()
+    for thing in things:
+        if not isinstance(thing, dict):
+            digest.update(repr(thing).encode())
+            continue
+        for name, array in sorted(thing.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    part = next(part for part in mine if theirs.get(part) != mine[part])
     if part == "settings":
-        name = next(k for k in mine if theirs.get(k) != mine[k])
-        return f"it was made with {name} = {theirs.get(name)}, this run has {mine[name]}"
+        name = next(k for k in mine[part] if theirs[part].get(k) != mine[part][k])
+        return f"it was made with {name} = {theirs[part].get(name)}, this run has {mine[part][name]}"
     if part == "workers":
-        return f"it was made with {theirs} workers, this run has {mine}; give --workers {theirs}"
-    return "it is of a model with other trainable parameters"
+        return f"it was made with {theirs[part]} workers, this run has {mine[part]}: give workers={theirs[part]}"
+    return {
+        "parameters": "it is of a model with other trainable parameters",
+        "groups": "it was made with other parameter groups",
+        "frozen": "it is of a model with other frozen weights",
+        "batches": "it was made with other training batches",
+        "validation": "it was made with other validation batches",
+    }[part]
 
 
-def first_nonfinite(model: Any, objective: Objective, batch: Batch) -> str:
+def first_nonfinite(model: Any, objective: Objective, each: Iterable[tuple[Batch, float, Context]]) -> str:
     """Name of the first array that is not finite: a parameter, else what flows forward, else a gradient.
 
     Parameters
     ----------
     model
     objective : Objective
-    batch : Batch
+    each : iterable of (batch, total, Context)
+        The passes to look at, and what their losses divide by. Gradients count if the context has them.
 
     Returns
     -------
@@ -489,19 +560,21 @@ def first_nonfinite(model: Any, objective: Objective, batch: Batch) -> str:
         if not seen and not bool(xp.isfinite(array).all()):
             seen.append(f"output of {name}")
 
-    ctx = model.context(grad=True, watch=watch)
+    grads = Gradients(model.parameters(), model.backend)
     with np.errstate(all="ignore"):
-        loss, backward = objective.forward(model, batch, objective.total(batch), ctx)
-        if seen:
-            return seen[0]
-        if not math.isfinite(loss):
-            return "the loss itself"
-        grads = Gradients(model.parameters(), model.backend)
-        backward(grads)
-    for name, array in reversed(list(grads.as_dict().items())):
-        if not bool(xp.isfinite(array).all()):
-            return f"gradient of {name}"
-    return "their sum of squares, which overflows"
+        for batch, total, ctx in each:
+            ctx.watch = watch
+            loss, backward = objective.forward(model, batch, total, ctx)
+            if seen:
+                return seen[0]
+            if not math.isfinite(loss):
+                return "the loss itself"
+            if ctx.grad:
+                backward(grads)
+                for name, array in reversed(grads.as_dict().items()):
+                    if not bool(xp.isfinite(array).all()):
+                        return f"gradient of {name}"
+    return "the sum of squares, which overflows"
 
 
 @contextmanager
@@ -513,7 +586,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     interrupted : () -> bool
     """
     flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # ignored: a job in the background
         yield flag.is_set
         return
 
@@ -532,5 +606,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 def _bar(progress: bool | str, steps: int, start: int) -> Any:
     text = progress if isinstance(progress, str) else "training"
     return tqdm(
-        total=steps, initial=start, desc=text, unit="step", disable=progress is False, dynamic_ncols=True, mininterval=0.2
+        total=steps,
+        initial=start,
+        desc=text,
+        unit="step",
+        disable=progress is False,
+        dynamic_ncols=True,
+        mininterval=0.2,
     )

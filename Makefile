@@ -1,0 +1,108 @@
+# One command each; `make help` lists them. Everything that a command needs is set up by the command itself.
+# Works with GNU make 3.81 and any POSIX shell.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV ?= .venv
+PYTHON ?=
+
+ifeq ($(OS),Windows_NT)
+PY := $(VENV)/Scripts/python
+else
+PY := $(VENV)/bin/python
+endif
+PIP := "$(PY)" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Settings of a lesson, passed on as options. DATA and OUT may hold blanks and quotes, so the shell reads them itself.
+export DATA OUT
+on = $(filter-out 0 no false,$(1))
+OPTIONS = $${DATA:+--data "$$DATA"} $${OUT:+--out "$$OUT"} $(if $(BACKEND),--backend $(BACKEND)) \
+	$(if $(SEED),--seed $(SEED)) $(if $(call on,$(FULL)),--full) $(if $(call on,$(QUICK)),--quick) \
+	$(if $(call on,$(BRIEF)),--brief) $(if $(call on,$(CHECK)),--check)
+
+FILES := $(sort $(wildcard lessons/lesson_[0-9][0-9]_*.py))
+NUMBERS := $(foreach f,$(FILES),$(patsubst 0%,%,$(word 2,$(subst _, ,$(notdir $(f))))))
+LESSONS := $(addprefix lesson-,$(NUMBERS))
+module = lessons.$(basename $(notdir $(wildcard lessons/lesson_0$(1)_*.py lessons/lesson_$(1)_*.py)))
+
+##@ Learn
+.PHONY: $(LESSONS)
+## lesson-N: run lesson N. DATA=file on your own text, FULL=1 all ablations (half an hour), BRIEF=1 without derivations
+$(LESSONS): lesson-%: $(VENV)/.installed
+	@"$(PY)" -m $(call module,$*) $(OPTIONS)
+
+lesson-%:
+	@echo "There is no lesson $* yet. There is: $(LESSONS)" >&2; exit 2
+
+.PHONY: data bases
+## data: download well-known public sets (tiny Shakespeare, movie reviews), each checked
+data: $(VENV)/.installed
+	@"$(PY)" -m minigpt.data.download
+
+## bases: train the base models again (hours; goes on where it was stopped)
+bases: $(VENV)/.installed
+	@"$(PY)" -m minigpt.bases.build
+
+##@ Check
+.PHONY: test parity lint bench
+## test: run the tests. ARGS="…" for pytest
+test: $(VENV)/.installed-dev
+	@"$(PY)" -m pytest $(ARGS)
+
+## parity: compare with PyTorch, transformers, peft, tokenizers, tiktoken, scikit-learn (a large download)
+parity: $(VENV)/.installed-parity
+	@"$(PY)" -m pytest tests/parity -m parity $(ARGS)
+
+## lint: style, format, types, and that imports go one way
+lint: $(VENV)/.installed-dev
+	@"$(PY)" -m ruff check
+	@"$(PY)" -m ruff format --check
+	@"$(PY)" -m mypy
+	@"$(PY)" -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
+
+## bench: time it against PyTorch and others, in one run
+bench: $(VENV)/.installed-parity
+	@"$(PY)" -m benchmarks $(ARGS)
+
+##@ House-keeping
+.PHONY: setup clean help
+## setup: only make the environment in .venv. PYTHON=path to choose the Python, VENV=path for another place
+setup: $(VENV)/.installed
+
+## clean: remove the environment and all caches; results in runs/ stay
+clean:
+	rm -rf -- "$(VENV)" build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf -- {} +
+
+## help: this list
+help:
+	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} \
+	  /^## /{i = index($$0, ":"); printf "  make %-10s %s\n", substr($$0, 4, i - 4), substr($$0, i + 2)}' Makefile
+	@printf '\nLessons so far: %s\n' "$(LESSONS)"
+
+# ---------------------------------------------------------------------------------------- the environment
+# Each stamp stands for a set of packages, installed again when what they are changes.
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up in $(VENV) (once, about a minute) ..."
+	@test -x "$(PY)" || { \
+	  for python in $(if $(PYTHON),"$(PYTHON)",python3.14 python3.13 python3.12 python3.11 python3 python); do \
+	    if "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	      "$$python" -m venv "$(VENV)" && exit 0; exit 1; \
+	    fi; \
+	  done; \
+	  echo "No Python 3.11 or newer with venv was found$(if $(PYTHON), at $(PYTHON))." >&2; \
+	  echo "Install one (on Debian and Ubuntu: python3-venv too), or name it: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@$(PIP) --editable . || { echo "Setting up failed: see above. The same command tries again." >&2; exit 1; }
+	@touch -- "$@"
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Adding what the tests need ..."
+	@$(PIP) --editable ".[dev]"
+	@touch -- "$@"
+
+$(VENV)/.installed-parity: $(VENV)/.installed-dev
+	@echo "Adding the libraries to compare with (several hundred megabytes) ..."
+	@$(PIP) --editable ".[dev,parity]"
+	@touch -- "$@"

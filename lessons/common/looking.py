@@ -1,0 +1,162 @@
+"""Looking into a language model: where its heads look, which tokens it finds alike, what it writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from kernels.array import Array
+from kernels.attention import softmax, visible
+from lessons.common import plotting
+from minigpt import GPT, Tokenizer
+
+
+def attention_maps(model: GPT, ids: Sequence[int]) -> np.ndarray:
+    """Attention probabilities of every head on one sentence, from the queries and keys as they pass by.
+
+    Parameters
+    ----------
+    model : GPT
+    ids : T integers
+
+    Returns
+    -------
+    maps : (L, H, T, T)
+        Row t: how much query t looks at each key.
+    """
+    H = model.config.n_head
+    maps = []
+
+    def watch(name: str, qkv: Array) -> None:
+        if name.endswith("attn.c_attn"):
+            _, T, C3 = qkv.shape
+            q, k, _ = qkv.reshape(T, 3, H, C3 // (3 * H)).transpose(1, 2, 0, 3)  # three (H, T, D)
+            scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+            maps.append(model.backend.to_numpy(softmax(scores, visible(T, T, None, like=q))))
+
+    model.forward(model.check_ids([list(ids)]), model.context(watch=watch))
+    return np.stack(maps)
+
+
+def neighbours(model: GPT, tokenizer: Tokenizer, counts: np.ndarray, words: int = 8, near: int = 5) -> list[list[str]]:
+    """Frequent words, and the tokens whose embeddings point in the most similar direction.
+
+    Parameters
+    ----------
+    model : GPT
+    tokenizer : Tokenizer
+    counts : (V,) integers
+        How often each token occurs in the training text.
+
+    Returns
+    -------
+    rows : list of [word, neighbour, …]
+    """
+    labels = [tokenizer.token_label(i) for i in range(tokenizer.vocab_size)]
+    known = np.flatnonzero(counts >= 50)  # an embedding that was hardly ever trained is near nothing but by chance
+    if not known.size:
+        return []
+    vectors = model.backend.to_numpy(model.wte.data)[known].astype(float)
+    vectors -= vectors.mean(0)  # what all tokens share says nothing about any of them
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    by_frequency = known[np.argsort(-counts[known], kind="stable")]
+    chosen = [i for i in by_frequency if labels[i][:1] == "␣" and labels[i][1:].isalpha() and len(labels[i]) > 4]
+    rows = []
+    for i in chosen[:: max(1, len(chosen) // words)][:words]:
+        likeness = vectors @ vectors[np.searchsorted(known, i)]
+        nearest = known[np.argsort(-likeness, kind="stable")[1 : near + 1]]
+        rows.append([labels[i], *(labels[j] for j in nearest)])
+    return rows
+
+
+def samples(
+    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], seed: int, length: int = 120
+) -> list[dict[str, str]]:
+    """What the model writes after each prompt, up to the end of the text, `length` tokens or its context's end.
+
+    Of a prompt that would fill more than half of the context only the beginning is given.
+    """
+    end, room = tokenizer.eos_token_id, model.config.n_positions
+    written = []
+    for prompt in prompts:
+        ids = [end, *tokenizer.encode(prompt)][: room // 2]
+        new = model.generate(
+            [ids], min(length, room - len(ids)), temperature=0.7, top_p=0.9, seed=seed, eos_token_id=end
+        )[0, len(ids) :]
+        stop = np.flatnonzero(new == end)
+        text = tokenizer.decode(new[: stop[0] if stop.size else None].tolist())
+        written.append({"prompt": tokenizer.decode(ids[1:]), "text": text})
+    return written
+
+
+def printable(text: str) -> str:
+    """A model's text with what could disturb a terminal (control characters) made visible; line ends stay."""
+    return "".join(c if c == "\n" or c.isprintable() else "·" for c in text)
+
+
+@plotting.style()
+def attention_picture(maps: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Attention of the head with most to show, with all heads beside it in small.
+
+    Parameters
+    ----------
+    maps : (L, H, T, T)
+    labels : T strings
+    """
+    L, H, T, _ = maps.shape
+    chosen = choosy_head(maps)
+    labels = [plotting.drawable(label) for label in labels]
+    figure, axes = plotting.new(1, 2, height=4.9, gridspec_kw={"width_ratios": [1.25, 1]})
+    large, overview = axes
+    future = np.triu(np.ones((T, T), dtype=bool), 1)
+    large.set_facecolor("#F2F2F2")
+    image = large.imshow(np.ma.array(maps[chosen], mask=future), cmap=plotting.INTENSITY, vmin=0, vmax=1)
+    large.text(T * 0.7, T * 0.3, "not to be seen:\nthe future", color=plotting.GREY, ha="center", va="center")
+    large.set_xticks(range(T), labels, rotation=90, family="DejaVu Sans Mono", fontsize=8)
+    large.set_yticks(range(T), labels, family="DejaVu Sans Mono", fontsize=8)
+    large.set_xlabel("token looked at")
+    large.set_ylabel("token that looks, to predict the next")
+    large.set_title("Block {}, head {}".format(*chosen))
+    bar = figure.colorbar(image, ax=large, location="top", shrink=0.6, aspect=30, pad=0.02)
+    bar.set_label("attention (each row adds up to 1)", fontsize=9)
+    bar.outline.set_visible(False)
+    wide = T + 2
+    sheet = np.full((L * wide - 2, H * wide - 2), np.nan)
+    for layer, head in np.ndindex(L, H):
+        sheet[layer * wide : layer * wide + T, head * wide : head * wide + T] = maps[layer, head]
+    overview.imshow(sheet, cmap=plotting.INTENSITY, vmin=0, vmax=1)
+    middles = np.arange(max(L, H)) * wide + (T - 1) / 2
+    overview.set_xticks(middles[:H], [f"head {i}" for i in range(H)])
+    overview.set_yticks(middles[:L], [f"block {i}" for i in range(L)])
+    overview.set_title("All heads on this sentence")
+    corner = (chosen[1] * wide - 1, chosen[0] * wide - 1)
+    overview.add_patch(
+        Rectangle(corner, T + 1, T + 1, fill=False, edgecolor=plotting.VERMILLION, linewidth=2, clip_on=False)
+    )
+    for ax in axes:
+        ax.grid(False)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    return figure
+
+
+def choosy_head(maps: np.ndarray) -> tuple[int, int]:
+    """The head whose choice depends most on the token that looks: not one that always takes the same few.
+
+    Parameters
+    ----------
+    maps : (L, H, T, T)
+
+    Returns
+    -------
+    block, head : int
+    """
+    T = maps.shape[-1]
+    back = np.tril(maps, -1)
+    usual = back.sum(-2) / np.maximum(1, T - 1 - np.arange(T))  # (L, H, T): what each key gets on average
+    surprise = np.tril(back - usual[:, :, None, :], -1)
+    return divmod(int(surprise.max(-1).mean(-1).argmax()), maps.shape[1])

@@ -1,0 +1,198 @@
+"""One style for all pictures, and saving them.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers. Lines are named where they end, not in a legend.
+Pictures are made without pyplot, so that a lesson neither opens windows nor disturbs a notebook's own figures.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+
+from minigpt.files import write_atomic
+
+BLACK = "#000000"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+YELLOW = "#F0E442"
+BLUE = "#0072B2"
+VERMILLION = "#D55E00"
+PURPLE = "#CC79A7"
+GREY = "#6E6E6E"
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+"""In the order in which lines take them; yellow is too light for a line on white."""
+
+INTENSITY = LinearSegmentedColormap.from_list("intensity", ["#FFFFFF", "#9CCBE8", BLUE, "#00263D"])
+"""From nothing (white) to much (dark), for matrices of amounts."""
+
+STYLE: Any = {
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": "white",
+    "savefig.dpi": 160,
+    "font.family": "DejaVu Sans",  # comes with Matplotlib: the same picture on every machine
+    "font.size": 11,
+    "text.parse_math": False,  # a token or a file name with two dollar signs is no formula
+    "text.color": "#1A1A1A",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 11,
+    "axes.labelcolor": "#1A1A1A",
+    "axes.edgecolor": "#4D4D4D",
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=PALETTE),
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 2.0,
+    "xtick.color": "#4D4D4D",
+    "ytick.color": "#4D4D4D",
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+}
+WIDTH = 8.0  # inches: the width of a notebook's text, where a point is then a point
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style, for the length of a ``with`` block, or of a function that it decorates."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new(rows: int = 1, columns: int = 1, height: float = 4.2, **layout: Any) -> tuple[Figure, Any]:
+    """A figure of notebook width, and its axes.
+
+    Parameters
+    ----------
+    rows, columns : int
+    height : float
+        Inches.
+    **layout
+        As for `matplotlib.figure.Figure.subplots`.
+
+    Returns
+    -------
+    figure : Figure
+    axes : Axes, or an array of them
+    """
+    with style():
+        figure = Figure(figsize=(WIDTH, height))
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots(rows, columns, **layout)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG on white, whatever theme it will be seen on; never half of one.
+
+    Parameters
+    ----------
+    figure : Figure
+    path : path
+        Its folder is created if missing.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    path = Path(path)
+    data = io.BytesIO()
+    with style():
+        figure.savefig(data, format="png", facecolor="white")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data.getvalue())
+    return path
+
+
+def drawable(text: str) -> str:
+    """A text with the characters that the font of the pictures lacks as ``\\uNNNN`` instead of empty boxes."""
+    return "".join(c if ord(c) in _known_characters() else f"\\u{ord(c):04x}" for c in text)
+
+
+@cache
+def _known_characters() -> frozenset[int]:
+    return frozenset(get_font(findfont("DejaVu Sans Mono")).get_charmap())
+
+
+class End(NamedTuple):
+    """The end of a line, in data coordinates, and what to call it."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+
+
+def label_ends(axes: Axes, ends: Sequence[End], gap: float = 14.0) -> None:
+    """Write each line's name at its end, moved apart where they would overlap.
+
+    Call it when the limits of the axes are final.
+
+    Parameters
+    ----------
+    axes : Axes
+    ends : sequence of End
+    gap : float
+        Least distance between the middles of two names, in points.
+    """
+    figure = axes.get_figure()
+    assert figure is not None
+    points = 72.0 / figure.dpi
+    ordered = sorted(ends, key=lambda end: end.y)
+    heights = [float(axes.transData.transform((end.x, end.y))[1]) * points for end in ordered]
+    for end, height, place in zip(ordered, heights, spaced(heights, gap), strict=True):
+        axes.annotate(
+            end.text,
+            (end.x, end.y),
+            xytext=(6, place - height),
+            textcoords="offset points",
+            color=end.colour,
+            va="center",
+            ha="left",
+            annotation_clip=False,
+        )
+
+
+def spaced(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places moved apart to at least `gap`, each as little as the others allow.
+
+    Groups of neighbours that are too near are laid out around their common middle, until no two groups touch.
+    """
+    groups: list[list[float]] = []
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_bottom(group, gap) + i * gap for group in groups for i in range(len(group))]
+
+
+def _middle(group: Sequence[float]) -> float:
+    return sum(group) / len(group)
+
+
+def _bottom(group: Sequence[float], gap: float) -> float:
+    return _middle(group) - gap * (len(group) - 1) / 2
+
+
+def _top(group: Sequence[float], gap: float) -> float:
+    return _middle(group) + gap * (len(group) - 1) / 2
