@@ -468,6 +468,7 @@ def test_what_a_killed_process_left_is_swept_away(stopped, tmp_path):
     for _ in range(2):  # on the way, and when there is nothing left to do
         for path in (tmp_path / "checkpoints" / "step-000000008.safetensors", tmp_path / "log.jsonl"):
             path.with_name(f".{path.name}.{host}-{dead}-00000000-0.tmp").write_bytes(b"half of it")
+        (tmp_path / "checkpoints" / "step-000000003.safetensors").write_bytes(b"not yet deleted")
         run(tmp_path, resume=True)
         assert all_files(tmp_path) == {"log.jsonl", "checkpoints", "checkpoints/step-000000024.safetensors"}
 
