@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     report = survive(arguments.kills, arguments.seed, progress=True)
-    record = {"machine": machine(), "settings": SETTINGS, "seed": arguments.seed, **asdict(report)}
+    record = {"machine": machine(), "settings": SETTINGS, "seed": arguments.seed, **vars(report)}
     rows = [[text, report.kills[key]] for key, text in HITS.items()]
     text = "\n".join(
         [

@@ -429,8 +429,7 @@ class _Run:
             raise RunError(f"cannot make {folder}: {error.strerror}") from None
         files.save_tensors(folder / f"step-{step:09d}.safetensors", tensors, {"state": json.dumps(state)})
         self.checkpointed = step
-        for old in checkpoints(self.directory)[:-1]:
-            old.unlink()
+        self._tidy()
 
     def resume(self) -> int:
         """Go on where the newest checkpoint was written; from the start if there is none."""
@@ -453,9 +452,17 @@ class _Run:
         self.since_best = state["since_best"]
         self.history = History(**state["history"])
         self.checkpointed = state["step"]
-        files.clean_leftovers(newest.parent)
+        self._tidy()
         self._cut_log(self.checkpointed)
         return self.checkpointed
+
+    def _tidy(self) -> None:
+        # What a kill may have left, and all checkpoints but the newest.
+        assert self.directory is not None
+        *older, newest = checkpoints(self.directory)
+        for old in older:
+            old.unlink()
+        files.clean_leftovers(newest.parent)
 
     def _cut_log(self, step: int) -> None:
         # Steps after the checkpoint will be run again: their old lines go.

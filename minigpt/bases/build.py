@@ -191,8 +191,8 @@ lessons have something new to teach.
 ## Training
 
 `{record["command"]}`: {recipe.steps:,} steps of {BATCH_SIZE} × {BLOCK_SIZE} tokens
-({seen:,} in all), AdamW with peak learning rate {recipe.lr:g} (200 steps of warm-up, cosine to a twentieth), weight decay 0.1, β₂ 0.95, gradient norm clipped at 1,
-{history.seconds / 60:.0f} minutes on {machine["cores"]} cores ({machine["cpu"]}), NumPy {machine["numpy"]}.
+({seen:,} in all), AdamW with peak learning rate {recipe.lr:g} (200 steps of warm-up, cosine to a twentieth), weight
+decay 0.1, β₂ 0.95, gradient norm clipped at 1, {history.seconds / 60:.0f} minutes on {machine["cores"]} cores ({machine["cpu"]}), NumPy {machine["numpy"]}.
 
 ## What it reaches
 

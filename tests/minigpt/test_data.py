@@ -108,9 +108,7 @@ def test_near_duplicates_are_gone(corpus):
     by_length = sorted(pydocs.documents(), key=lambda d: -len(d.text))
     seen: set[str] = set()
     for document in by_length:
-        lines = [
-            line.strip() for line in document.text.split("\n") if len(line.strip()) >= pydocs.LINE_CHARACTERS
-        ]
+        lines = [line.strip() for line in document.text.split("\n") if len(line.strip()) >= pydocs.LINE_CHARACTERS]
         shared = sum(len(line) for line in lines if line in seen)
         assert shared <= pydocs.MAX_REPEATED * sum(map(len, lines))
         seen.update(lines)
@@ -226,9 +224,9 @@ def test_topics_are_exactly_balanced_and_follow_the_corpus_split(topics):
     # What became of each document's text, on the way that `topics` goes, leads back to the document's split.
     split_of_text = {}
     for document in pydocs.documents():
-        split_of_text.setdefault(
-            pydocs._truncated(pydocs._without_module_names(document.text), 600), set()
-        ).add(document.split)
+        split_of_text.setdefault(pydocs._truncated(pydocs._without_module_names(document.text), 600), set()).add(
+            document.split
+        )
     for split in SPLITS:
         assert all(split in split_of_text[example.text] for example in data.split(split))
     labels = [example.label for example in data.train[:50]]
@@ -242,9 +240,7 @@ def test_topic_names_cannot_be_read_in_the_texts(topics):
     for split in SPLITS:
         for example in data.split(split):
             assert not forbidden.search(example.text), example
-    assert (
-        pydocs._without_module_names("See asyncio.Future.cancel and np.ma.array.") == "See cancel and array."
-    )
+    assert pydocs._without_module_names("See asyncio.Future.cancel and np.ma.array.") == "See cancel and array."
 
 
 def test_topics_can_be_fewer(topics):
@@ -465,9 +461,7 @@ def test_a_class_without_training_rows_is_refused(tmp_path):
 
 def test_pairs_are_split_by_prompt(tmp_path):
     pairs = [Pair(f"Q {n // 2}\u2028", f"A {n}", (f"R {n}",) if n % 2 else ()) for n in range(400)]
-    records = [
-        {"id": 1, "prompt": p.prompt, "completion": p.completion, "references": p.references} for p in pairs
-    ]
+    records = [{"id": 1, "prompt": p.prompt, "completion": p.completion, "references": p.references} for p in pairs]
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     data = files.load(write(tmp_path, "a.jsonl", "\r\n\n".join(lines)))
     everything = [pair for split in SPLITS for pair in data.split(split)]
@@ -546,8 +540,7 @@ def test_reviews_are_built_as_they_are_published():
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     parts = [
-        b"".join(row["text"].encode("latin-1") + b" \n" for row in rows if row["label"] == label)
-        for label in "10"
+        b"".join(row["text"].encode("latin-1") + b" \n" for row in rows if row["label"] == label) for label in "10"
     ]
     assert download._reviews_csv(parts) == path.read_bytes()
 
@@ -703,9 +696,7 @@ def test_training_windows_are_a_function_of_seed_and_step():
 
 
 def test_every_window_can_be_drawn_and_the_shortest_stream_is_enough():
-    starts = {
-        int(row[0]) for step in range(20) for row in TokenWindows(np.arange(12)).batch(step, 50, 4, 0)[0]
-    }
+    starts = {int(row[0]) for step in range(20) for row in TokenWindows(np.arange(12)).batch(step, 50, 4, 0)[0]}
     assert starts == set(range(8))
     inputs, targets = TokenWindows(np.arange(5)).batch(0, 2, 4, 0)
     assert inputs.tolist() == [[0, 1, 2, 3]] * 2

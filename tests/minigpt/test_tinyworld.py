@@ -88,9 +88,7 @@ def test_hash_randomisation_changes_nothing() -> None:
         assert json.loads(done.stdout) == COMMITTED
 
 
-@pytest.mark.parametrize(
-    "name", ["stories", "sentiment", "topic", "questions", "cards", "preferences", "corpus"]
-)
+@pytest.mark.parametrize("name", ["stories", "sentiment", "topic", "questions", "cards", "preferences", "corpus"])
 def test_first_records_do_not_depend_on_how_many_are_asked_for(name: str) -> None:
     function = getattr(tinyworld, name)
     few, many = function(30, held_out=12), function(90, held_out=24)
@@ -124,9 +122,7 @@ def corpus() -> DataSet:
 
 def test_stories_have_60_to_200_words() -> None:
     for domain in ("general", "target"):
-        lengths = [
-            len(text.split()) for text in everything(tinyworld.stories(1500, domain=domain, held_out=50))
-        ]
+        lengths = [len(text.split()) for text in everything(tinyworld.stories(1500, domain=domain, held_out=50))]
         assert min(lengths) >= 60
         assert max(lengths) <= 200
 
@@ -140,9 +136,7 @@ def test_plain_ascii_and_no_template_is_left_over(corpus: DataSet) -> None:
     texts = everything(corpus)
     for make in SMALL.values():
         for record in everything(make()):
-            texts += (
-                [str(value) for value in vars(record).values()] if not isinstance(record, str) else [record]
-            )
+            texts += [str(value) for value in vars(record).values()] if not isinstance(record, str) else [record]
     for text in texts:
         assert text.isascii()
         assert not re.search(r"[{}|\[\]]| {2}| [.,?]|\ba [aeiou]", re.sub(r"^\(.*\)$", "", text)), text
@@ -197,8 +191,7 @@ def test_no_text_is_in_two_splits(corpus: DataSet) -> None:
         tinyworld.topic(3000),
     ]:
         keys = [
-            {r if isinstance(r, str) else getattr(r, "prompt", None) or r.text for r in data.split(s)}
-            for s in SPLITS
+            {r if isinstance(r, str) else getattr(r, "prompt", None) or r.text for r in data.split(s)} for s in SPLITS
         ]
         for one, other in itertools.combinations(keys, 2):
             assert not one & other, data.name
@@ -294,9 +287,7 @@ def test_corpus_leaves_out_what_later_lessons_teach(corpus: DataSet) -> None:
         "Question: ": 0.12,
     }
     for mark, share in shares.items():
-        assert sum(mark in text for text in corpus.train) / len(corpus.train) == pytest.approx(
-            share, abs=0.015
-        )
+        assert sum(mark in text for text in corpus.train) / len(corpus.train) == pytest.approx(share, abs=0.015)
 
 
 # ---------------------------------------------------------------- labels
@@ -341,9 +332,7 @@ def verdict(text: str) -> int:
     """What the writer thinks, read off the text by rules of its own."""
     value = dict.fromkeys(GOOD, 1) | dict.fromkeys(BAD, 0)
     word = "(" + "|".join(sorted(value, reverse=True)) + ")"
-    if found := re.search(
-        rf"(?:The|the) ([\w ]+?) was (better|worse) than the (?:{word[1:-1]} )?([\w ]+)\.", text
-    ):
+    if found := re.search(rf"(?:The|the) ([\w ]+?) was (better|worse) than the (?:{word[1:-1]} )?([\w ]+)\.", text):
         left = re.sub(rf"^{word} ", "", found[1])
         opening = text.split(". ")[0]
         right = found[3]
@@ -365,9 +354,7 @@ def verdict(text: str) -> int:
         return value[found[1]]
     if found := re.search(rf", but the .* was {word}", text):
         return value[found[1]]
-    if found := re.search(
-        rf"(?:was never|was not(?: really| at all)?|Nobody .* was|would not call .*) {word}", text
-    ):
+    if found := re.search(rf"(?:was never|was not(?: really| at all)?|Nobody .* was|would not call .*) {word}", text):
         return 1 - value[found[1]]
     return value[re.search(rf"was {word}", text)[1]]
 
@@ -400,9 +387,7 @@ def subject(text: str) -> str:
 
     if found := re.search(rf"{person} could (.*?) or (.*?)\. \w+ chose the (first|second)", rest):
         return first(found[1] if found[3] == "first" else found[2])
-    if found := re.search(
-        rf"asked {person} to (.*?)(, and s?he said yes|\. S?[Hh]e said no and (.*?)\.)", rest
-    ):
+    if found := re.search(rf"asked {person} to (.*?)(, and s?he said yes|\. S?[Hh]e said no and (.*?)\.)", rest):
         return first(found[3] or found[1])
     if found := re.search(rf"{person} wanted to .*?(?:but then s?he|In the end s?he) (.*?)\.", rest):
         return first(found[1])
@@ -554,19 +539,13 @@ def read_answers(story: str, question: str) -> set[str]:
     found = set()
     if asked_for := re.match(r"What did (\w+) bring", question):
         craft = re.search(r"for the best (\w+)\.", story)
-        found = {
-            f"{how} {craft[1]}"
-            for how in re.findall(rf"{asked_for[1]} (?:came )?with (a \w+)", story)
-            if craft
-        }
+        found = {f"{how} {craft[1]}" for how in re.findall(rf"{asked_for[1]} (?:came )?with (a \w+)", story) if craft}
     for asked, stands in READINGS:
         if match := re.match(asked, question):
             for answer in re.finditer(stands.format(*match.groups()), story):
                 text = next(group for group in answer.groups() if group)
                 found.add(
-                    text[0].lower() + text[1:]
-                    if text.startswith(("A ", "An ")) or text.lower() in NUMBER
-                    else text
+                    text[0].lower() + text[1:] if text.startswith(("A ", "An ")) or text.lower() in NUMBER else text
                 )
     return found
 
@@ -609,9 +588,7 @@ def test_people_are_the_same_in_every_story(corpus: DataSet) -> None:
             rf"{names} was an? \w+ (\w+) who", text
         ):
             jobs.setdefault(name, set()).add(job)
-        for name, food in re.findall(rf"{names} loved (\w+)", text) + re.findall(
-            rf"{names} liked (\w+) more", text
-        ):
+        for name, food in re.findall(rf"{names} loved (\w+)", text) + re.findall(rf"{names} liked (\w+) more", text):
             loves.setdefault(name, set()).add(food)
     assert len(jobs) == len(loves) == len(world.PEOPLE) == 24
     assert all(len(known) == 1 for known in [*jobs.values(), *loves.values()])
@@ -673,9 +650,7 @@ def read_dialect(text: str) -> str:
 
 def test_translations_can_be_read_back() -> None:
     for pair in everything(tinyworld.translation(3000)):
-        assert read_dialect(pair.completion[1:]) == pair.prompt.removeprefix("Translate: ").removesuffix(
-            "\nAnswer:"
-        )
+        assert read_dialect(pair.completion[1:]) == pair.prompt.removeprefix("Translate: ").removesuffix("\nAnswer:")
 
 
 def test_no_two_words_share_a_translation() -> None:
@@ -689,9 +664,7 @@ def test_sums_are_right() -> None:
     for digits in (1, 2, 4):
         n = 60 if digits == 1 else 1000
         for pair in everything(tinyworld.addition(n, digits=digits, held_out=8)):
-            a, b = re.fullmatch(
-                r"Question: What is ((?:\d )*\d) plus ((?:\d )*\d)\?\nAnswer:", pair.prompt
-            ).groups()
+            a, b = re.fullmatch(r"Question: What is ((?:\d )*\d) plus ((?:\d )*\d)\?\nAnswer:", pair.prompt).groups()
             a, b = int(a.replace(" ", "")), int(b.replace(" ", ""))
             assert max(a, b) < 10**digits
             assert pair.completion == "".join(f" {digit}" for digit in str(a + b))
@@ -717,9 +690,7 @@ def order_of_all_hands() -> dict[frozenset, int]:
         by_rank: dict[tuple[int, ...], list[frozenset]] = {}
         for hand in group:
             falling = ranks(hand)[::-1]
-            order = sorted(
-                falling, key=lambda rank, falling=falling: (falling.count(rank), rank), reverse=True
-            )
+            order = sorted(falling, key=lambda rank, falling=falling: (falling.count(rank), rank), reverse=True)
             by_rank.setdefault(tuple(order), []).append(hand)
         for order in sorted(by_rank):
             level += 1
@@ -748,9 +719,7 @@ def test_rankings_follow_the_true_reward() -> None:
         best = Counter()
         for ranking in everything(data):
             assert len(ranking.responses) == len(ranking.rewards) == k
-            assert ranking.rewards == tuple(
-                tinyworld.true_reward(ranking.prompt, r) for r in ranking.responses
-            )
+            assert ranking.rewards == tuple(tinyworld.true_reward(ranking.prompt, r) for r in ranking.responses)
             assert all(abs(a - b) >= 0.01 for a, b in itertools.combinations(ranking.rewards, 2))
             assert all(re.fullmatch(r" \S.*\S", response) for response in ranking.responses)
             best[int(np.argmax(ranking.rewards))] += 1

@@ -169,11 +169,7 @@ def test_ties_go_to_the_smallest_ids():
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(
-    st.dictionaries(
-        st.lists(st.integers(0, 2), min_size=1, max_size=14).map(bytes), st.integers(1, 4), max_size=8
-    )
-)
+@given(st.dictionaries(st.lists(st.integers(0, 2), min_size=1, max_size=14).map(bytes), st.integers(1, 4), max_size=8))
 def test_fast_training_equals_the_definition(words):
     expected = train_merges(words, 40)
     assert train_merges_fast(words, 40) == expected
@@ -329,9 +325,7 @@ def test_lone_surrogates_are_refused(tokenizer, position):
     message = rf"^the text has a lone surrogate \(U\+DC80\) at position {position}, .*errors='replace'$"
     with pytest.raises(InputError, match=message):
         tokenizer.encode(text)
-    with pytest.raises(
-        InputError, match=rf"^document 1 of the training text has a lone .* position {position}"
-    ):
+    with pytest.raises(InputError, match=rf"^document 1 of the training text has a lone .* position {position}"):
         Tokenizer.train(["fine", text], vocab_size=300)
 
 
@@ -340,9 +334,7 @@ def test_specials_are_plain_text(tokenizer):
     assert tokenizer.eos_token_id not in ids
     assert len(ids) > 5
     assert tokenizer.decode(ids) == f"a{END_OF_TEXT}b"
-    assert Tokenizer.train(END_OF_TEXT * 100, vocab_size=400).eos_token_id not in tokenizer.encode(
-        END_OF_TEXT
-    )
+    assert Tokenizer.train(END_OF_TEXT * 100, vocab_size=400).eos_token_id not in tokenizer.encode(END_OF_TEXT)
 
 
 def test_training_depends_on_the_counts_of_words_only():
@@ -487,9 +479,7 @@ def test_bad_merges(merges, message):
 
 
 def test_labels_are_readable_and_differ(tokenizer):
-    everything = Tokenizer.train(
-        [TEXT, "␣␣ \u2423x \\n \\x00 \x85\x85 \xa0\xa0" + " é" * 50] * 3, vocab_size=1500
-    )
+    everything = Tokenizer.train([TEXT, "␣␣ \u2423x \\n \\x00 \x85\x85 \xa0\xa0" + " é" * 50] * 3, vocab_size=1500)
     labels = [everything.token_label(number) for number in range(everything.vocab_size)]
     assert len(set(labels)) == everything.vocab_size
     assert all(label and label.isprintable() and " " not in label for label in labels)
@@ -689,9 +679,7 @@ def test_missing_directory(tmp_path):
 
 def test_only_the_single_file_of_newer_transformers(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    message = (
-        r"no vocab\.json and no merges\.txt in it, only tokenizer\.json; write .* with python -c .*\.save\("
-    )
+    message = r"no vocab\.json and no merges\.txt in it, only tokenizer\.json; write .* with python -c .*\.save\("
     with pytest.raises(InputError, match=message):
         Tokenizer.from_pretrained(tmp_path)
 
@@ -744,9 +732,7 @@ def test_a_crash_between_two_files_is_noticed(saved, monkeypatch):
 
 def test_characters_in_order_of_code_points():
     tokenizer = CharTokenizer.train("hello wörld\n")
-    assert [tokenizer.token_bytes(number).decode() for number in range(tokenizer.vocab_size)] == list(
-        "\n dehlorwö"
-    )
+    assert [tokenizer.token_bytes(number).decode() for number in range(tokenizer.vocab_size)] == list("\n dehlorwö")
     assert tokenizer.vocab_size == 10
     assert tokenizer.eos_token_id is None
     ids = tokenizer.encode("low\n")
@@ -763,9 +749,7 @@ def test_characters_in_order_of_code_points():
 
 def test_unknown_character():
     tokenizer = CharTokenizer.train("abc")
-    message = (
-        r"^the character 'é' \(U\+00E9\) at position 2 is not among the 3 of this vocabulary: remove it, or "
-    )
+    message = r"^the character 'é' \(U\+00E9\) at position 2 is not among the 3 of this vocabulary: remove it, or "
     with pytest.raises(InputError, match=message):
         tokenizer.encode("abéxé")
 

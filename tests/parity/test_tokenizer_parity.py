@@ -141,9 +141,7 @@ def tiktoken_encoding(tokens):
 def peers(tokenizer, directory):
     """name -> function from text to ids."""
     tokens = [tokenizer.token_bytes(number) for number in range(tokenizer.vocab_size - 1)]
-    byte_level = tokenizers.ByteLevelBPETokenizer(
-        str(directory / "vocab.json"), str(directory / "merges.txt")
-    )
+    byte_level = tokenizers.ByteLevelBPETokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"))
     slow = transformers.GPT2Tokenizer.from_pretrained(directory)
     fast = transformers.GPT2TokenizerFast.from_pretrained(directory)
     return {
@@ -178,9 +176,7 @@ def known_characters():
         *"".join(part for part, _ in in_tokenizers.pre_tokenize_str(everything)),
     } & set(regex.findall(r"\P{Cn}", everything))
     return sorted(
-        character
-        for character in known - unknown_to_tiktoken
-        if unicodedata.category(character) not in ("Cn", "Cs")
+        character for character in known - unknown_to_tiktoken if unicodedata.category(character) not in ("Cn", "Cs")
     )
 
 
@@ -278,9 +274,7 @@ def test_ids_of_random_characters_of_all_planes(tokenizer, peers, known_characte
     for characters in planes.values():
         strings = []
         for _ in range(250):
-            mixture = rng.choices(characters, k=rng.randrange(30)) + rng.choices(
-                " \n'sa1.", k=rng.randrange(15)
-            )
+            mixture = rng.choices(characters, k=rng.randrange(30)) + rng.choices(" \n'sa1.", k=rng.randrange(15))
             rng.shuffle(mixture)
             strings.append("".join(mixture))
         assert_same_ids(tokenizer, peers, strings)
@@ -308,9 +302,7 @@ def test_ids_of_words_of_training_pieces(tokenizer, peers):
     """Words glued from tokens: merges compete with each other at every seam."""
     rng = random.Random(3)
     pieces = [tokenizer.token_bytes(number) for number in range(256, tokenizer.vocab_size - 1)]
-    strings = [
-        b"".join(rng.choices(pieces, k=rng.randrange(1, 12))).decode(errors="replace") for _ in range(1500)
-    ]
+    strings = [b"".join(rng.choices(pieces, k=rng.randrange(1, 12))).decode(errors="replace") for _ in range(1500)]
     assert_same_ids(tokenizer, peers, strings)
 
 
@@ -398,9 +390,7 @@ def golden_content():
     tokens = [bytes([byte]) for byte in BYTE_OF_ID]
     tokens += [bytes(byte_of[character] for character in merge.replace(" ", "")) for merge in merges]
     encoding = tiktoken_encoding(tokens)
-    vocabulary = {
-        "".join(BYTE_CHARACTERS[byte] for byte in token): number for number, token in enumerate(tokens)
-    }
+    vocabulary = {"".join(BYTE_CHARACTERS[byte] for byte in token): number for number, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
     byte_level = tokenizers.ByteLevelBPETokenizer(vocabulary, pairs)
     cases = [[text, encoding.encode_ordinary(text)] for text in STRINGS]
