@@ -177,9 +177,9 @@ def model_card(
     seen = recipe.steps * BATCH_SIZE * BLOCK_SIZE
     return f"""# {name}
 
-A GPT-2 of {model.n_parameters:,} parameters: {c.n_layer} blocks, {c.n_head} heads, width {c.n_embd}, context {c.n_positions},
-byte-level BPE vocabulary of {c.vocab_size:,}; the same text and tokenizer as the other bases. Stored in float16; opens with
-`minigpt.bases.load("{name}")` and with `transformers.GPT2LMHeadModel.from_pretrained`.
+A GPT-2 of {model.n_parameters:,} parameters: {c.n_layer} blocks, {c.n_head} heads, width {c.n_embd}, context
+{c.n_positions}, byte-level BPE vocabulary of {c.vocab_size:,}; the same text and tokenizer as the other bases. Stored
+in float16; opens with `minigpt.bases.load("{name}")` and with `transformers.GPT2LMHeadModel.from_pretrained`.
 
 ## Data
 
@@ -191,8 +191,9 @@ lessons have something new to teach.
 ## Training
 
 `{record["command"]}`: {recipe.steps:,} steps of {BATCH_SIZE} × {BLOCK_SIZE} tokens
-({seen:,} in all), AdamW with peak learning rate {recipe.lr:g} (200 steps of warm-up, cosine to a twentieth), weight
-decay 0.1, β₂ 0.95, gradient norm clipped at 1, {history.seconds / 60:.0f} minutes on {machine["cores"]} cores ({machine["cpu"]}), NumPy {machine["numpy"]}.
+({seen:,} in all), AdamW with peak learning rate {recipe.lr:g} (200 steps of warm-up, cosine to a
+twentieth), weight decay 0.1, β₂ 0.95, gradient norm clipped at 1, {history.seconds / 60:.0f} minutes on
+{machine["cores"]} cores ({machine["cpu"]}), NumPy {machine["numpy"]}.
 
 ## What it reaches
 
