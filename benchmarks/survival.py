@@ -217,9 +217,9 @@ def main() -> int:
             "",
             markdown_table(["SIGKILL", "times"], [*rows, ["together", report.kills.total()]]),
             "",
-            f"{len(report.per_run)} runs of {STEPS} steps, each killed up to {max(report.per_run)} times, then "
-            f"finished; different from the uninterrupted run: {', '.join(report.different) or 'none'}. "
-            f"{report.seconds:.0f} s.",
+            f"{len(report.per_run)} runs of {STEPS} steps finished, after {min(report.per_run)} to "
+            f"{max(report.per_run)} kills each; different from the uninterrupted run: "
+            f"{', '.join(report.different) or 'none'}. {report.seconds:.0f} s.",
         ]
     )
     write_results("survival", record, text)
