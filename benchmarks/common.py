@@ -125,9 +125,9 @@ def wait_for_quiet(limit: float = 120.0, busy: float = 0.15) -> bool:
 
 
 def peak_megabytes() -> float:
-    """Peak resident memory of this process and of its living children, each process' own peak added up."""
+    """Peak resident memory of this process and its living children; what the children share with it counts once."""
     try:
-        own = _peak("self")
+        own = _status("self", "VmHWM")
         task = Path("/proc/self/task")
         pids = [pid for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
     except OSError:
@@ -135,12 +135,12 @@ def peak_megabytes() -> float:
 
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
-    return own + sum(_peak(pid) for pid in pids)
+    return own + sum(_status(pid, "VmHWM") - _status(pid, "RssShmem") for pid in pids)
 
 
-def _peak(pid: str) -> float:
+def _status(pid: str, field: str) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024 / 1e6
     return 0.0
 

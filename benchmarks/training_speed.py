@@ -242,7 +242,7 @@ def report(record: dict[str, Any]) -> str:
                 rows,
             ),
             f"Measured matrix-product rate (1024³, float32), GFLOP/s: {rates}.",
-            "Peak resident memory in MB (ours: the peaks of all processes added up); the last "
+            "Peak resident memory in MB (ours: all processes together, shared pages once); the last "
             "column is ours over "
             "the smaller of PyTorch's.",
             markdown_table(["size", "ours", "eager", "compile", "share"], memory),

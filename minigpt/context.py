@@ -112,7 +112,7 @@ class KVCache:
         k, v : (B, H, S, D), views of the cache
         """
         start = self._filled[layer]
-        stop = start + k.shape[2]
+        stop = start + k.shape[-2]
         self._keys[layer, :, :, start:stop] = k
         self._values[layer, :, :, start:stop] = v
         self._filled[layer] = stop

@@ -84,20 +84,27 @@ class Decoder:
         x = self.wte.take(tokens, axis=0)  # (B, C)
         x += self.wpe[self.cache.length] if positions is None else self.wpe.take(positions, axis=0)
         hidden = None if key_mask is None else ~key_mask[:, None, None, :]
+        single = B == 1 and hidden is None
+        lead: tuple[int, ...] = () if single else (B,)  # a single row goes without its axis, which makes calls cheaper
+        x = x.reshape(*lead, H * D)
         for i, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in enumerate(self.blocks):
             qkv = self._normalise(x, ln_1).dot(c_attn[0])
             qkv += c_attn[1]
-            q, k, v = qkv.reshape(B, 3, H, 1, D).transpose(1, 0, 2, 3, 4)  # three (B, H, 1, D)
-            keys, values = self.cache.extend(i, k, v)  # (B, H, S, D)
+            if single:
+                q, k, v = qkv.reshape(3, H, 1, D)  # three (H, 1, D)
+                keys, values = (past[0] for past in self.cache.extend(i, k, v))  # (H, S, D)
+            else:
+                q, k, v = qkv.reshape(B, 3, H, 1, D).swapaxes(0, 1)  # three (B, H, 1, D)
+                keys, values = self.cache.extend(i, k, v)  # (B, H, S, D)
             q *= 1.0 / math.sqrt(D)
-            weights = np.matmul(q, keys.swapaxes(-1, -2))  # (B, H, 1, S)
+            weights = np.matmul(q, keys.swapaxes(-1, -2))  # (..., H, 1, S)
             if hidden is not None:
                 weights[np.broadcast_to(hidden, weights.shape)] = -np.inf
             weights -= weights.max(-1, keepdims=True)
             np.exp(weights, out=weights)
-            mixed = np.matmul(weights, values)  # (B, H, 1, D)
+            mixed = np.matmul(weights, values)  # (..., H, 1, D)
             mixed /= weights.sum(-1, keepdims=True)
-            x += mixed.reshape(B, H * D).dot(attn_proj[0])
+            x += mixed.reshape(*lead, H * D).dot(attn_proj[0])
             x += attn_proj[1]
             u = self._normalise(x, ln_2).dot(c_fc[0])
             u += c_fc[1]
@@ -112,13 +119,13 @@ class Decoder:
             x += t.dot(mlp_proj[0])
             x += mlp_proj[1]
         self.cache.advance(1)
-        return self._normalise(x, self.ln_f).dot(self.wte.T)
+        last = self._normalise(x, self.ln_f)
+        return self.wte.dot(last)[None] if single else last.dot(self.wte.T)
 
     def _normalise(self, x: np.ndarray, ln: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        if x.shape[0] == 1:  # two scalars are quicker than two arrays of one number
-            row = x[0]
-            h = x - row.dot(self.average)
-            h *= 1.0 / math.sqrt(h[0].dot(h[0]) / row.shape[0] + self.eps)
+        if x.ndim == 1:  # two scalars are quicker than two arrays of one number
+            h = x - x.dot(self.average)
+            h *= 1.0 / math.sqrt(h.dot(h) / x.shape[0] + self.eps)
         else:
             h = x - (x @ self.average)[:, None]
             variance = np.vecdot(h, h) / x.shape[1]
