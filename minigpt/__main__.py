@@ -2,7 +2,11 @@
 
 import sys
 
-from minigpt.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from minigpt.cli import main  # here, so that Ctrl-C during the imports ends as quietly as later
+
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nminigpt: interrupted", file=sys.stderr)
+        sys.exit(130)
