@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository root on the path, and one BLAS thread unless a test asks for more."""
+"""Shared by all tests: the repository root on the path, and Ctrl-C as a terminal gives it."""
 
 import signal
 import sys
