@@ -702,8 +702,8 @@ def report(run: Run, text: Text, runs: Sequence[Trained]) -> None:
     ):
         mean = math.fsum(values) / len(values)
         run.report(name, values, unit, band, error * mean, "± 3 σ of seed and text")
-    run.report("perplexity", [t.score.perplexity for t in runs], "tokens", digits=1)
-    run.report("training_time", [t.history.seconds for t in runs], "s", digits=0)
+    run.report("perplexity", [t.score.perplexity for t in runs], "tokens", digits=1, banded=False)
+    run.report("training_time", [t.history.seconds for t in runs], "s", digits=0, banded=False)
 
 
 def curves(trained: Trained) -> dict[str, Any]:

@@ -162,6 +162,7 @@ class Run:
         allowance: float = 0.0,
         reason: str = "",
         digits: int = 3,
+        banded: bool = True,
     ) -> None:
         """A figure of this run.
 
@@ -177,10 +178,12 @@ class Run:
             As for `Band.around`, for the band that a full run makes.
         digits : int
             To show.
+        banded : bool
+            False for a figure with no band, such as a time, which depends on the machine: shown, never judged.
         """
         values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
         measured = None
-        if self.settings.standard:
+        if self.settings.standard and banded:
             band = band or self.committed_band(name)
             if self.settings.full and len(values) > 1:
                 measured = Band.around(values, allowance, reason)
