@@ -303,7 +303,6 @@ def test_variants_change_the_initial_weights(text_file: Path) -> None:
 COMMITTED = Path(lesson.__file__).parent / "records" / "lesson-01.json"
 
 
-@pytest.mark.skipif(not COMMITTED.exists(), reason="no full run has been committed yet: make lesson-1 FULL=1")
 def test_committed_record_is_of_this_lesson() -> None:
     record = json.loads(COMMITTED.read_text(encoding="utf-8"))
     assert record["results"]["recipe"] == asdict(lesson.CORE)
