@@ -23,13 +23,12 @@ OPTIONS = $${DATA:+--data "$$DATA"} $${OUT:+--out "$$OUT"} $(if $(BACKEND),--bac
 FILES := $(sort $(wildcard lessons/lesson_[0-9][0-9]_*.py))
 NUMBERS := $(foreach f,$(FILES),$(patsubst 0%,%,$(word 2,$(subst _, ,$(notdir $(f))))))
 LESSONS := $(addprefix lesson-,$(NUMBERS))
-module = lessons.$(basename $(notdir $(wildcard lessons/lesson_0$(1)_*.py lessons/lesson_$(1)_*.py)))
 
 ##@ Learn
 .PHONY: $(LESSONS)
 ## lesson-N: run lesson N. DATA=file on your own text, FULL=1 all ablations (half an hour), BRIEF=1 without derivations
 $(LESSONS): lesson-%: $(VENV)/.installed
-	@"$(PY)" -m $(call module,$*) $(OPTIONS)
+	@"$(PY)" -m lessons $* $(OPTIONS)
 
 lesson-%:
 	@echo "There is no lesson $* yet. There is: $(LESSONS)" >&2; exit 2

@@ -166,7 +166,7 @@ SAFE = 60.0  # exp(±60) and sums of a few thousand of them are far inside float
 class FastAttentionCache(NamedTuple):
     """What the fast backward reads: per block of queries its unnormalised weights E (B, H, t, s)."""
 
-    scaled: Array
+    q: Array
     k: Array
     v: Array
     blocks: list[Array]
@@ -218,7 +218,7 @@ def attention_forward_fast(
     merged = out.reshape(B, T, H * D)
     if not keep:
         return merged, None
-    return merged, FastAttentionCache(scaled, k, v, blocks, inverse, mixed, dropout_mask)
+    return merged, FastAttentionCache(q, k, v, blocks, inverse, mixed, dropout_mask)
 
 
 def attention_backward_fast(
@@ -229,11 +229,11 @@ def attention_backward_fast(
     if isinstance(cache, AttentionCache):  # the forward met scores too large for the unnormalised form
         return attention_backward(dout, cache, out)
     xp = namespace(dout)
-    scaled, k, v, blocks, inverse, mixed, dropout_mask = cache
-    _, H, T, D = scaled.shape
+    q, k, v, blocks, inverse, mixed, dropout_mask = cache
+    _, H, T, D = q.shape
     past = k.shape[2] - T
     if out is None:
-        out = tuple(xp.empty(x.shape, dtype=dout.dtype) for x in (scaled, k, v))
+        out = tuple(xp.empty(x.shape, dtype=dout.dtype) for x in (q, k, v))
     dq, dk, dv = out
     dmixed = split_heads(dout, H) * inverse  # (B, H, T, D)
     delta = xp.vecdot(dmixed, mixed)[..., None]  # (B, H, T, 1)
@@ -254,9 +254,10 @@ def attention_backward_fast(
         xp.matmul(dscores, k[:, :, :seen], out=dq[:, :, start:stop])
         if stop == T:
             xp.matmul(dropped.swapaxes(-1, -2), part, out=dv)
-            xp.matmul(dscores.swapaxes(-1, -2), scaled[:, :, start:stop], out=dk)
+            xp.matmul(dscores.swapaxes(-1, -2), q[:, :, start:stop], out=dk)
         else:
             dv[:, :, :seen] += xp.matmul(dropped.swapaxes(-1, -2), part)
-            dk[:, :, :seen] += xp.matmul(dscores.swapaxes(-1, -2), scaled[:, :, start:stop])
-    dq *= 1.0 / math.sqrt(D)
+            dk[:, :, :seen] += xp.matmul(dscores.swapaxes(-1, -2), q[:, :, start:stop])
+    for gradient in (dq, dk):  # once here is less than on every block of scores, and the queries need no scaled copy
+        gradient *= 1.0 / math.sqrt(D)
     return dq, dk, dv

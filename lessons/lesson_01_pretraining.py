@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,13 +34,13 @@ from kernels.embedding import embedding_backward
 from kernels.gelu import gelu_backward
 from kernels.layernorm import layernorm_backward_input, layernorm_backward_params
 from kernels.linear import linear_backward_bias, linear_backward_input, linear_backward_weight
-from lessons.common import gradcheck, plotting, runner
+from lessons.common import derivation, gradcheck, plotting, runner
 from lessons.common.bands import Band
+from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
 from lessons.common.looking import attention_maps, attention_picture, neighbours, printable, samples
 from lessons.common.plotting import End
 from lessons.common.runner import Run
-from lessons.common.source import source
 from lessons.common.table import spread, table
 from lessons.common.text import Text, opening, read_text, text_error, usual_opening
 from minigpt import GPT, GPTConfig, RunError
@@ -52,19 +52,6 @@ from minigpt.objectives import LanguageModelling
 from minigpt.training import History, TrainConfig, train
 
 # ---------------------------------------------------------------------------------------------- the mathematics
-
-
-class Op(NamedTuple):
-    """One operation: what it computes, why its gradient is what it is, where that stands, and how to check it.
-
-    `probe` runs it on a table of operations: arrays → (output, backward), as `gradcheck.check` wants it.
-    """
-
-    title: str
-    mathematics: str
-    functions: tuple[Callable[..., Any], ...]
-    shapes: dict[str, tuple[int, ...]]
-    probe: Callable[[Backend], gradcheck.Function]
 
 
 def probe_linear(backend: Backend) -> gradcheck.Function:
@@ -163,7 +150,7 @@ def probe_dropout(backend: Backend) -> gradcheck.Function:
 
 
 DERIVATIONS = (
-    Op(
+    Derivation(
         "Linear layer",
         """
         y = x W + b,   y_nj = Σ_i x_ni W_ij + b_j      x (N, in), W (in, out), b (out,)
@@ -174,10 +161,9 @@ DERIVATIONS = (
           db_j  = Σ_n dy_nj           db = Σ_rows dy
         """,
         (linear_backward_input, linear_backward_weight, linear_backward_bias),
-        {"x": (2, 3, 4), "weight": (4, 5), "bias": (5,)},
-        probe_linear,
+        gradients(probe_linear, {"x": (2, 3, 4), "weight": (4, 5), "bias": (5,)}),
     ),
-    Op(
+    Derivation(
         "Embedding",
         """
         y_n = W[id_n]                                  W (V, C), one row a token
@@ -187,10 +173,9 @@ DERIVATIONS = (
         A token that was read three times gets three contributions: +=, never =.
         """,
         (embedding_backward,),
-        {"weight": (5, 3)},
-        probe_embedding,
+        gradients(probe_embedding, {"weight": (5, 3)}),
     ),
-    Op(
+    Derivation(
         "Residual addition and LayerNorm",
         """
         t = x + δ,   n = (t − μ)·s,   y = n∘w + b      μ, σ² of each row,  s = 1/√(σ² + ε)
@@ -204,10 +189,9 @@ DERIVATIONS = (
           dx = dδ = dt from above + what comes straight down the residual stream.
         """,
         (layernorm_backward_input, layernorm_backward_params),
-        {"x": (3, 5), "delta": (3, 5), "weight": (5,), "bias": (5,)},
-        probe_layernorm,
+        gradients(probe_layernorm, {"x": (3, 5), "delta": (3, 5), "weight": (5,), "bias": (5,)}),
     ),
-    Op(
+    Derivation(
         "Causal softmax attention",
         """
         Z = q kᵀ/√D,   P = softmax(Z) over the keys up to the query's own place,   O = P v
@@ -220,10 +204,9 @@ DERIVATIONS = (
         A key that may not be seen has P = 0, hence dZ = 0: the mask needs no backward of its own.
         """,
         (attention_backward,),
-        {"q": (1, 2, 4, 3), "k": (1, 2, 4, 3), "v": (1, 2, 4, 3)},
-        probe_attention,
+        gradients(probe_attention, {"q": (1, 2, 4, 3), "k": (1, 2, 4, 3), "v": (1, 2, 4, 3)}),
     ),
-    Op(
+    Derivation(
         "GELU (tanh form)",
         """
         y = ½ u (1 + tanh z),   z = √(2/π)·(u + c u³)      c = 0.044715
@@ -232,10 +215,9 @@ DERIVATIONS = (
           dy/du = ½ (1 + tanh z) + ½ u (1 − tanh² z) · √(2/π)·(1 + 3c u²)
         """,
         (gelu_backward,),
-        {"u": (3, 4), "bias": (4,)},
-        probe_gelu,
+        gradients(probe_gelu, {"u": (3, 4), "bias": (4,)}),
     ),
-    Op(
+    Derivation(
         "Softmax cross-entropy",
         """
         L = −(1/n) Σ log p_t,   log p_t = z_t − log Σ_j exp z_j      t: the true next token, n: scored rows
@@ -244,17 +226,15 @@ DERIVATIONS = (
           dz = (p − onehot(t))/n      what the model said, minus what came; 0 in rows that are not scored
         """,
         (cross_entropy_backward,),
-        {"logits": (3, 4)},
-        probe_cross_entropy,
+        gradients(probe_cross_entropy, {"logits": (3, 4)}),
     ),
-    Op(
+    Derivation(
         "Dropout",
         """
         y = x∘m,   m = 0 with probability p, else 1/(1 − p)      dx = dy∘m
         """,
         (dropout_backward,),
-        {"x": (3, 4)},
-        probe_dropout,
+        gradients(probe_dropout, {"x": (3, 4)}),
     ),
 )
 
@@ -272,7 +252,7 @@ backward right under its forward. In a block, the residual stream carries the gr
 """
 
 
-def check_adamw(backend: Backend) -> Check:
+def check_adamw(backend: Backend) -> list[Check]:
     """The first step of AdamW is −lr·sign(g), whatever the size of g, after a decay by 1 − lr·λ."""
     theta, g = np.array([1.0, -2.0, 3.0]), np.array([5.0, -1e-3, 0.2])
     lr, decay = 0.1, 0.5
@@ -280,49 +260,37 @@ def check_adamw(backend: Backend) -> Check:
     try:
         backend.ops.adamw_update(param, grad, m, v, 1, lr, (0.9, 0.99), 1e-12, decay)
     except NotImplementedError:
-        return Check("first step", (3,), None)
-    return gradcheck.compare("first step", backend.to_numpy(param), theta * (1 - lr * decay) - lr * np.sign(g))
+        return [Check("first step", (3,), None)]
+    wanted = theta * (1 - lr * decay) - lr * np.sign(g)
+    return [gradcheck.compare("first step", backend.to_numpy(param), wanted)]
+
+
+def check_whole(backend: Backend, layers: int) -> list[Check]:
+    """A tiny model, every parameter moved."""
+    rng = np.random.default_rng(2)
+    ids, targets = rng.integers(0, 7, (2, 2, 5))
+    targets[0, 1] = -100
+    return gradcheck.check_model(GPT(tiny(layers), dtype="float64", backend=backend), ids, targets)
+
+
+def tiny(layers: int) -> GPTConfig:
+    """A model small enough to move each of its parameters."""
+    return GPTConfig(vocab_size=7, n_positions=5, n_embd=6, n_layer=layers, n_head=2)
 
 
 def derive(run: Run, backend: Backend) -> list[Check]:
     """Show every operation's mathematics and code, and check its gradients; then those of a whole model."""
     reference = backend.with_reference(*OPS)
     forms = {"reference": reference, "fast": backend} if backend.suffix else {"reference": reference}
-    done: list[Check] = []
-
-    def show(
-        title: str, mathematics: str, functions: Sequence[Callable[..., Any]], checks: dict[str, list[Check]]
-    ) -> None:
-        if run.settings.brief:
-            run.say(f"\n{title}")
-        else:
-            run.heading(title)
-            run.say(textwrap.indent(textwrap.dedent(mathematics).strip(), "  ") + "\n")
-            for function in functions:
-                run.say(textwrap.indent(source(function), "  | ", lambda line: True) + "\n")
-        run.say(gradcheck.lines(checks))
-        done.extend(c for form in checks.values() for c in form)
-
-    for op in DERIVATIONS:
-        rng = np.random.default_rng(1)
-        inputs = {name: rng.standard_normal(shape) for name, shape in op.shapes.items()}
-        checks = {name: gradcheck.check(op.probe(form), inputs, form) for name, form in forms.items()}
-        show(op.title, op.mathematics, op.functions, checks)
-    show("AdamW", ADAMW, (adamw_update,), {name: [check_adamw(form)] for name, form in forms.items()})
-
     layers = 1 if run.settings.quick else 2
-    config = GPTConfig(vocab_size=7, n_positions=5, n_embd=6, n_layer=layers, n_head=2)
-    rng = np.random.default_rng(2)
-    ids, targets = rng.integers(0, 7, (2, 2, 5))
-    targets[0, 1] = -100
-    models = {name: GPT(config, dtype="float64", backend=form) for name, form in forms.items()}
-    show(
-        f"A whole model, {config.n_parameters:,} parameters, each of them moved",
+    whole = Derivation(
+        f"A whole model, {tiny(layers).n_parameters:,} parameters, each of them moved",
         CHAIN,
         (Block.forward,),
-        {name: gradcheck.check_model(model, ids, targets) for name, model in models.items()},
+        lambda form: check_whole(form, layers),
     )
-    return done
+    adamw = Derivation("AdamW", ADAMW, (adamw_update,), check_adamw)
+    return derivation.derive(run, [*DERIVATIONS, adamw, whole], forms)
 
 
 # ---------------------------------------------------------------------------------------------- the text
@@ -601,13 +569,7 @@ def ablation_picture(results: dict[str, list[Trained | None]]) -> Figure:
 
 def lesson(run: Run) -> None:
     """Everything that `make lesson-1` does."""
-    failing = [c for c in derive(run, run.backend) if not c.ok]
-    if failing:
-        missing = sum(c.missing for c in failing)
-        raise RunError(
-            f"{len(failing) - missing} gradients are wrong and {missing} not written yet (see above); "
-            "training needs them all"
-        )
+    derivation.require(derive(run, run.backend))
     run.say("\n  every gradient agrees with central differences")
 
     settings = run.settings

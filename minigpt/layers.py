@@ -7,12 +7,14 @@ where nothing below is trainable.
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kernels.array import Array
 from minigpt.context import Context
+from minigpt.errors import InputError
 from minigpt.parameters import Gradients, Parameter
 
 Backward = Callable[..., Any]
@@ -58,6 +60,34 @@ class Layer:
                         yield item
                     elif isinstance(item, Layer):
                         yield from item._all_parameters()
+
+    def freeze(self, patterns: Iterable[str] = ("*",)) -> None:
+        """Make parameters whose names match one of the shell-style patterns not trainable.
+
+        Raises
+        ------
+        ValueError
+            If a pattern matches nothing.
+        """
+        self._set_trainable(patterns, False)
+
+    def unfreeze(self, patterns: Iterable[str] = ("*",)) -> None:
+        """Make parameters whose names match one of the shell-style patterns trainable.
+
+        Raises
+        ------
+        ValueError
+            If a pattern matches nothing.
+        """
+        self._set_trainable(patterns, True)
+
+    def _set_trainable(self, patterns: Iterable[str], trainable: bool) -> None:
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+            hits = [p for p in self.parameters() if fnmatch.fnmatchcase(p.name, pattern)]
+            if not hits:
+                raise InputError(f"no parameter matches {pattern!r}; names are like {next(self.parameters()).name}")
+            for p in hits:
+                p.trainable = trainable
 
     def forward(self, x: Array, ctx: Context) -> tuple[Any, Backward]:
         """Output, and the function that turns its gradient into the input's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -299,34 +299,6 @@ class GPT(Layer):
             memo[id(p)] = Parameter(p.name, p.data.copy() if p.in_buffer else p.data, p.trainable)
         twin.__dict__ = {name: copy.deepcopy(value, memo) for name, value in vars(self).items()}
         return twin
-
-    def freeze(self, patterns: Iterable[str] = ("*",)) -> None:
-        """Make parameters whose names match one of the shell-style patterns not trainable.
-
-        Raises
-        ------
-        ValueError
-            If a pattern matches nothing.
-        """
-        self._set_trainable(patterns, False)
-
-    def unfreeze(self, patterns: Iterable[str] = ("*",)) -> None:
-        """Make parameters whose names match one of the shell-style patterns trainable.
-
-        Raises
-        ------
-        ValueError
-            If a pattern matches nothing.
-        """
-        self._set_trainable(patterns, True)
-
-    def _set_trainable(self, patterns: Iterable[str], trainable: bool) -> None:
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            hits = [p for p in self.parameters() if fnmatch.fnmatchcase(p.name, pattern)]
-            if not hits:
-                raise InputError(f"no parameter matches {pattern!r}; names are like {self.wte.name}")
-            for p in hits:
-                p.trainable = trainable
 
     def replace(self, pattern: str, wrap: Callable[[Layer, str], Layer]) -> list[str]:
         """Put another layer in the place of each whose name matches.

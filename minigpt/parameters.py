@@ -76,8 +76,7 @@ class FlatParameters:
             raise ValueError(f"{mixed[0].name} is {mixed[0].data.dtype}, the others are {self.dtype}")
         self.size = sum(p.data.size for p in self.parameters)
         self.buffer = backend.empty(self.size, self.dtype) if buffer is None else buffer
-        for p in self.parameters:
-            view = self.buffer[self.places[p.name]].reshape(p.data.shape)
+        for p, view in zip(self.parameters, views(self.parameters, self.buffer).values(), strict=True):
             if fill:
                 view[...] = p.data
             p.data = view
@@ -88,10 +87,6 @@ class FlatParameters:
         for p in self.parameters:
             p.data = p.data.copy()
             p.in_buffer = False
-
-    def views(self, flat: Array) -> dict[str, Array]:
-        """A vector of the same layout, cut into named arrays of the parameters' shapes (views)."""
-        return {p.name: flat[self.places[p.name]].reshape(p.data.shape) for p in self.parameters}
 
 
 def layout(parameters: Iterable[Parameter]) -> dict[str, slice]:
@@ -104,6 +99,13 @@ def layout(parameters: Iterable[Parameter]) -> dict[str, slice]:
         places[p.name] = slice(start, start + p.data.size)
         start += p.data.size
     return places
+
+
+def views(parameters: Iterable[Parameter], flat: Array) -> dict[str, Array]:
+    """A vector in which the parameters' values stand end to end, cut into named arrays of their shapes."""
+    parameters = list(parameters)
+    places = layout(parameters)
+    return {p.name: flat[places[p.name]].reshape(p.data.shape) for p in parameters}
 
 
 class Gradients:
@@ -122,12 +124,11 @@ class Gradients:
 
     def __init__(self, parameters: Iterable[Parameter], backend: Backend, buffer: Array | None = None) -> None:
         trainable = [p for p in parameters if p.trainable]
-        places = layout(trainable)
         if buffer is None:
             size = sum(p.data.size for p in trainable)
             buffer = backend.empty(size, trainable[0].data.dtype if trainable else "float32")
         self.buffer = buffer
-        self._views = {p.name: buffer[places[p.name]].reshape(p.data.shape) for p in trainable}
+        self._views = views(trainable, buffer)
         self._written: set[str] = set()
 
     def slot(self, parameter: Parameter) -> Array | None:

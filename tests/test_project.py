@@ -96,7 +96,7 @@ def test_a_lesson_gets_its_settings_whatever_they_contain(made: str) -> None:
     assert called.returncode == 0, called.stderr
     said = [line[1:-1] for line in called.stdout.splitlines() if line.startswith("<")]
     assert said == [
-        "-m", "lessons.lesson_01_pretraining", "--data", data, "--out", out,
+        "-m", "lessons", "1", "--data", data, "--out", out,
         "--backend", "cupy", "--seed", "3", "--full", "--brief",
     ]  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_a_lesson_gets_its_settings_whatever_they_contain(made: str) -> None:
 @needs_make
 def test_a_setting_that_is_off_is_not_passed_on(made: str) -> None:
     said = make("lesson-1", made, "FULL=0", "QUICK=", "DATA=").stdout.split()
-    assert said == ["<-m>", "<lessons.lesson_01_pretraining>"]
+    assert said == ["<-m>", "<lessons>", "<1>"]
 
 
 @needs_make

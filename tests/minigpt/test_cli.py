@@ -1,6 +1,5 @@
 """The command line: what it prints, the one line and the exit code of everything that can go wrong, Ctrl-C."""
 
-import ctypes
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from minigpt import GPT, CharTokenizer, Tokenizer, cli, files
 from minigpt.cli import build_parser, main, recipe_names, recipe_options
 from minigpt.config import PRESETS, preset
 from minigpt.training import checkpoints
+from tests.helpers import die_with_parent
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and descriptors of POSIX")
@@ -702,13 +702,6 @@ def test_out_of_memory_and_other_faults_of_the_machine(capsys, text, tmp_path, m
         1,
         "minigpt: some/file: Permission denied",
     )
-
-
-def die_with_parent() -> None:
-    """In a child, before it starts: a test run that is killed takes it along; Ctrl-C is not ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def start(arguments: list, code: str | None = None, **settings) -> subprocess.Popen:

@@ -17,7 +17,7 @@ from minigpt.config import parameter_shapes
 from minigpt.errors import InputError
 from minigpt.heads import lm_logits, lm_loss, pool_last, token_logprobs
 from minigpt.layers import Layer, Linear
-from minigpt.parameters import FlatParameters, Gradients, Parameter
+from minigpt.parameters import FlatParameters, Gradients, Parameter, views
 from tests.helpers import error, numerical_gradient
 from tests.seams import SEAMS, with_prefix
 from tests.standin import poison_empty
@@ -884,11 +884,11 @@ def test_flat_parameters_are_views_of_one_buffer(batch):
     assert model.loss_and_grads(*batch)[0] == loss
     assert list(flat.places) == [p.name for p in trained]
     assert list(flat.places) == list(Gradients(model.parameters(), model.backend))
-    views = flat.views(np.arange(flat.size, dtype=float))
+    named = views(trained, np.arange(flat.size, dtype=float))
     end = 0
     for p in trained:
-        assert views[p.name].shape == p.data.shape
-        assert (views[p.name].reshape(-1) == np.arange(end, end + p.data.size)).all()
+        assert named[p.name].shape == p.data.shape
+        assert (named[p.name].reshape(-1) == np.arange(end, end + p.data.size)).all()
         end += p.data.size
     model.freeze()
     with pytest.raises(ValueError, match="nothing to train"):

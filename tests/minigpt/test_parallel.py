@@ -1,6 +1,5 @@
 """Ranks on one machine: the same numbers as one, from anywhere, with any layer, and no process left behind."""
 
-import ctypes
 import errno
 import gc
 import hashlib
@@ -28,6 +27,7 @@ from minigpt.optim import AdamW, ParameterGroup, constant
 from minigpt.parallel import LocalTeam
 from minigpt.parameters import Parameter
 from minigpt.training import TrainConfig, train
+from tests.helpers import die_with_parent
 
 ROOT = Path(parallel.__file__).resolve().parent.parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="prctl and /proc of Linux")
@@ -332,12 +332,6 @@ def callback(state):
 config = TrainConfig(steps=1_000_000, workers=3)
 train(model, LanguageModelling(), batches, config, callbacks=[callback], progress=False)
 """
-
-
-def die_with_parent() -> None:
-    """In a child, before it starts: a test run that is killed takes it along."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def start(script: list, *arguments, **settings) -> subprocess.Popen:
