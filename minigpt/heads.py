@@ -12,34 +12,35 @@ from typing import Any
 from kernels.array import Array
 from kernels.cross_entropy import IGNORED
 from minigpt.context import Context
+from minigpt.layers import Backward, Layer
 from minigpt.parameters import Gradients, Parameter
 
 
-def lm_logits(hidden: Array, wte: Parameter, ctx: Context) -> Array:
+def lm_logits(hidden: Array, wte: Parameter | Layer, ctx: Context) -> Array:
     """Scores of every next token: the output head is the transposed token embedding.
 
     Parameters
     ----------
     hidden : (..., C)
-    wte : Parameter (V, C)
+    wte : Parameter (V, C), or a layer in its place: (..., C) -> (..., V)
     ctx : Context
 
     Returns
     -------
     logits : (..., V)
     """
-    return ctx.backend.ops.linear_forward(hidden, wte.data.T, None)
+    return _head(hidden, wte, ctx)[0]
 
 
 def lm_loss(
-    hidden: Array, wte: Parameter, targets: Array, ctx: Context, n_scored: float | None = None
+    hidden: Array, wte: Parameter | Layer, targets: Array, ctx: Context, n_scored: float | None = None
 ) -> tuple[float, Callable[[Gradients], Array | None]]:
     """Cross-entropy of the next tokens; only rows with a target pass through the head.
 
     Parameters
     ----------
     hidden : (B, T, C)
-    wte : Parameter (V, C)
+    wte : Parameter (V, C), or a layer in its place
     targets : (B, T) integers, -100 where not scored
     ctx : Context
     n_scored : float, optional
@@ -56,29 +57,27 @@ def lm_loss(
     ValueError
         If nothing is scored.
     """
-    ops, xp = ctx.backend.ops, ctx.backend.xp
-    needs_dx = ctx.needs_input_gradient(wte)
-    rows, of_rows, scatter = _scored_rows(hidden, targets, xp)
-    logits = ops.linear_forward(rows, wte.data.T, None)  # (N, V)
+    ops = ctx.backend.ops
+    rows, of_rows, scatter = _scored_rows(hidden, targets, ctx.backend.xp)
+    logits, head_back = _head(rows, wte, ctx)  # (N, V)
     ctx.see("logits", logits)
     if n_scored is None:
         n_scored = of_rows.shape[0]
     if n_scored == 0:
         raise ValueError("no target to score: all are -100")
     loss, cache = ops.cross_entropy_forward(logits, of_rows, n_scored)
-    backward = _head_backward(rows, wte, ctx, needs_dx, scatter)
-    return loss, lambda grads: backward(ops.cross_entropy_backward(cache), grads)
+    return loss, lambda grads: scatter(head_back(ops.cross_entropy_backward(cache), grads))
 
 
 def token_logprobs(
-    hidden: Array, wte: Parameter, targets: Array, ctx: Context
+    hidden: Array, wte: Parameter | Layer, targets: Array, ctx: Context
 ) -> tuple[Array, Callable[[Array, Gradients], Array | None]]:
     """Log-probability of every target token, for losses on the policy (PPO, DPO).
 
     Parameters
     ----------
     hidden : (B, T, C)
-    wte : Parameter (V, C)
+    wte : Parameter (V, C), or a layer in its place
     targets : (B, T) integers, -100 where not wanted
     ctx : Context
 
@@ -89,14 +88,17 @@ def token_logprobs(
     backward : (dlogprobs (B, T), grads) -> (B, T, C)
     """
     ops, xp = ctx.backend.ops, ctx.backend.xp
-    needs_dx = ctx.needs_input_gradient(wte)
     rows, of_rows, scatter = _scored_rows(hidden, targets, xp)
-    values, cache = ops.token_logprobs_forward(ops.linear_forward(rows, wte.data.T, None), of_rows)
+    logits, head_back = _head(rows, wte, ctx)
+    values, cache = ops.token_logprobs_forward(logits, of_rows)
     scored = targets != IGNORED
     logprobs = xp.zeros(targets.shape, dtype=hidden.dtype)
     logprobs[scored] = values
-    backward = _head_backward(rows, wte, ctx, needs_dx, scatter)
-    return logprobs, lambda dlogprobs, grads: backward(ops.token_logprobs_backward(dlogprobs[scored], cache), grads)
+
+    def backward(dlogprobs: Array, grads: Gradients) -> Array | None:
+        return scatter(head_back(ops.token_logprobs_backward(dlogprobs[scored], cache), grads))
+
+    return logprobs, backward
 
 
 def pool_last(hidden: Array, lengths: Array, ctx: Context) -> tuple[Array, Callable[[Array], Array]]:
@@ -124,31 +126,35 @@ def pool_last(hidden: Array, lengths: Array, ctx: Context) -> tuple[Array, Calla
     return hidden[rows, last], backward
 
 
-def _scored_rows(hidden: Array, targets: Array, xp: Any) -> tuple[Array, Array, Callable[[Array], Array]]:
-    # The rows that have a target, their targets, and the way back to (B, T, C).
+def _scored_rows(hidden: Array, targets: Array, xp: Any) -> tuple[Array, Array, Callable[..., Array | None]]:
+    # The rows that have a target, their targets, and the way back to (B, T, C) for the rows' gradient if there is one.
     shape = hidden.shape
     rows, flat = hidden.reshape(-1, shape[-1]), targets.reshape(-1)
     index = xp.flatnonzero(flat != IGNORED)
-    if index.shape[0] == flat.shape[0]:
-        return rows, flat, lambda drows: drows.reshape(shape)
+    every = index.shape[0] == flat.shape[0]
 
-    def scatter(drows: Array) -> Array:
-        dhidden = xp.zeros(rows.shape, dtype=drows.dtype)
-        dhidden[index] = drows
-        return dhidden.reshape(shape)
+    def scatter(drows: Array | None) -> Array | None:
+        if drows is None or every:
+            return None if drows is None else drows.reshape(shape)
+        dhidden = xp.zeros(shape, dtype=drows.dtype)
+        dhidden.reshape(-1, shape[-1])[index] = drows
+        return dhidden
 
-    return rows[index], flat[index], scatter
+    return (rows, flat, scatter) if every else (rows[index], flat[index], scatter)
 
 
-def _head_backward(
-    rows: Array, wte: Parameter, ctx: Context, needs_dx: bool, scatter: Callable[[Array], Array]
-) -> Callable[[Array, Gradients], Array | None]:
+def _head(rows: Array, wte: Parameter | Layer, ctx: Context) -> tuple[Array, Backward]:
+    # The product with the transposed token embedding; a layer in its place has its own.
+    if isinstance(wte, Layer):
+        return wte.forward(rows, ctx)
     ops = ctx.backend.ops
+    needs_dx = ctx.needs_input_gradient(wte)
+    logits = ops.linear_forward(rows, wte.data.T, None)
     kept = rows if ctx.grad and wte.trainable else None
 
     def backward(dlogits: Array, grads: Gradients) -> Array | None:
         if kept is not None:  # logits = rows @ wteᵀ, so dwte = dlogitsᵀ @ rows
             grads.add(wte, ops.linear_backward_weight(kept, dlogits, out=grads.slot(wte)))
-        return scatter(ops.linear_backward_input(dlogits, wte.data.T)) if needs_dx else None
+        return ops.linear_backward_input(dlogits, wte.data.T) if needs_dx else None
 
-    return backward
+    return logits, backward

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kernels import Backend
 from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ def path(name: str) -> Path:
     return directory
 
 
-def load(name: str, dtype: str = "float32", backend: str = "numpy") -> tuple[GPT, Tokenizer]:
+def load(name: str, dtype: str = "float32", backend: str | Backend = "numpy") -> tuple[GPT, Tokenizer]:
     """A base and its tokenizer.
 
     Parameters
@@ -40,7 +41,7 @@ def load(name: str, dtype: str = "float32", backend: str = "numpy") -> tuple[GPT
     name : str
         One of `BASES`.
     dtype : {"float32", "float64"}
-    backend : str
+    backend : str or Backend
 
     Raises
     ------

@@ -43,8 +43,8 @@ class Recipe:
 RECIPES = {
     "base-xs": Recipe(steps=4000, lr=6e-3),
     "base-s": Recipe(steps=3500, lr=4e-3),
-    "base-m": Recipe(steps=5000, lr=3e-3),
-    "base-l": Recipe(steps=5000, lr=2e-3),
+    "base-m": Recipe(steps=3000, lr=3e-3),
+    "base-l": Recipe(steps=2500, lr=2e-3),
 }
 
 PROMPTS = ("", "One morning Anna", "Return the", "The show was")
