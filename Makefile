@@ -30,6 +30,11 @@ LESSONS := $(addprefix lesson-,$(NUMBERS))
 $(LESSONS): lesson-%: $(VENV)/.installed
 	@"$(PY)" -m lessons $* $(OPTIONS)
 
+.PHONY: lessons
+## lessons: every lesson, one after the other; the same settings
+lessons: $(VENV)/.installed
+	@for n in $(NUMBERS); do "$(PY)" -m lessons $$n $(OPTIONS) || exit; done
+
 lesson-%:
 	@echo "There is no lesson $* yet. There is: $(LESSONS)" >&2; exit 2
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 
-QUICK_TOO = ("training_speed", "generation_speed", "tokenizer_speed")
+QUICK_TOO = ("training_speed", "generation_speed", "tokenizer_speed", "lora_speed")
 
 
 def main() -> int:

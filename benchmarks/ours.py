@@ -24,10 +24,14 @@ class OurTrainer:
     batch_size : int
     workers : int
         Processes; 0 for the trainer's own choice.
+    model : GPT, optional
+        What to train, instead of all of a fresh model.
     """
 
-    def __init__(self, sizes: Mapping[str, int], batch_size: int, workers: int = 0, lr: float = 1e-3) -> None:
-        self.model = GPT(GPTConfig(**sizes), seed=0)
+    def __init__(
+        self, sizes: Mapping[str, int], batch_size: int, workers: int = 0, lr: float = 1e-3, model: GPT | None = None
+    ) -> None:
+        self.model = GPT(GPTConfig(**sizes), seed=0) if model is None else model
         weight_decay = 0.1
         parameters = AdamW.order(self.model.parameters(), (), weight_decay)
         optimizer = AdamW(parameters, self.model.backend, (), (0.9, 0.99), 1e-8, weight_decay)

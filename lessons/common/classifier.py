@@ -14,6 +14,7 @@ import numpy as np
 from kernels.array import Array, namespace
 from minigpt import GPT
 from minigpt.context import Context
+from minigpt.data.tokens import check_ids
 from minigpt.errors import InputError
 from minigpt.layers import Backward, Dropout, Layer, Linear
 from minigpt.objectives import Batch
@@ -33,6 +34,7 @@ def concat_pool_forward(hidden: Array, lengths: Array) -> tuple[Array, Any]:
     -------
     pooled : (B, 3·C)
     cache
+        The shape (B, T, C), `lengths`, which places are real (B, T, 1), and the place of each column's maximum (B, C).
     """
     xp = namespace(hidden)
     B, T, _ = hidden.shape
@@ -48,12 +50,13 @@ def concat_pool_backward(dpooled: Array, cache: Any) -> Array:
     """Gradient with respect to the hidden states.
 
     The last state gets its third of the gradient as it is, the place of each column's maximum gets that column's, and
-    the mean hands 1/length to every real token. Padding gets nothing.
+    the mean hands 1/length to every real token; what meets in one place adds up. Padding gets nothing.
 
     Parameters
     ----------
     dpooled : (B, 3·C)
     cache
+        As from `concat_pool_forward`.
 
     Returns
     -------
@@ -61,7 +64,7 @@ def concat_pool_backward(dpooled: Array, cache: Any) -> Array:
     """
     ### BEGIN SOLUTION
     xp = namespace(dpooled)
-    (B, T, C), lengths, real, highest = cache
+    (B, _, C), lengths, real, highest = cache
     dlast, dlargest, dmean = dpooled[:, :C], dpooled[:, C : 2 * C], dpooled[:, 2 * C :]
     share = dmean / lengths[:, None].astype(dpooled.dtype)
     dhidden = xp.where(real, share[:, None], 0)  # (B, T, C)
@@ -104,11 +107,13 @@ class Head(Layer):
 
     def forward(self, x: Array, ctx: Context) -> tuple[Array, Backward]:
         """(B, 3·C) -> (B, n_labels)."""
-        x, drop_back = self.drop.forward(x, ctx)
-        hidden_back = None
+        below = ctx.keep
+        x, dropped_back = self.drop.forward(x, ctx)
+        drop_back = dropped_back if below else None
+        hidden_back = active = None
         if self.hidden is not None:
             x, hidden_back = self.hidden.forward(x, ctx)
-            active = x > 0
+            active = x > 0  # ReLU, and its gradient
             x = x * active
         scores, score_back = self.score.forward(x, ctx)
 
@@ -116,7 +121,7 @@ class Head(Layer):
             dx = score_back(dscores, grads)
             if hidden_back is not None and dx is not None:
                 dx = hidden_back(dx * active, grads)
-            return drop_back(dx, grads)
+            return None if drop_back is None else drop_back(dx, grads)
 
         return scores, backward
 
@@ -188,13 +193,14 @@ class Classifier(Layer):
         if lengths is None:
             lengths = ctx.backend.xp.full(ids.shape[0], ids.shape[1])
         pooled, cache = concat_pool_forward(hidden, lengths)
-        below = ctx.keep
+        below = (trunk_back, cache) if ctx.keep else None  # of a frozen trunk nothing is kept
         scores, head_back = self.head.forward(pooled, ctx)
         ctx.see("scores", scores)
 
         def backward(dscores: Array, grads: Gradients) -> None:
             dpooled = head_back(dscores, grads)
-            if below:
+            if below is not None:
+                trunk_back, cache = below
                 trunk_back(concat_pool_backward(dpooled, cache), grads)
 
         return scores, backward
@@ -257,9 +263,25 @@ class Classifier(Layer):
         if lengths is None:
             return None
         lengths = self.backend.asarray(lengths)
-        if lengths.shape != shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > shape[1]:
-            raise InputError(f"lengths must be {shape[0]} integers from 1 to {shape[1]}, not {lengths.tolist()}")
+        require_lengths(lengths, shape)
         return lengths
+
+
+def require_lengths(lengths: Array, shape: tuple[int, ...]) -> None:
+    """Make sure that every row of a (B, T) batch has from 1 to T real tokens.
+
+    Raises
+    ------
+    ValueError
+        One line that names the first length that is wrong.
+    """
+    B, T = shape
+    if tuple(lengths.shape) != (B,) or lengths.dtype.kind not in "iu":
+        raise InputError(f"lengths must be {B} integers, not {lengths.dtype} of shape {tuple(lengths.shape)}")
+    lowest, highest = int(lengths.min()), int(lengths.max())
+    if lowest < 1 or highest > T:
+        wrong = lowest if lowest < 1 else highest
+        raise InputError(f"a length of {wrong} is outside of 1 to {T}, the width of the batch")
 
 
 class Classification:
@@ -277,7 +299,7 @@ class Classification:
         Raises
         ------
         ValueError
-            If a label is not one of the head's, or none is scored.
+            If a label is not one of the head's, none is scored, or ids or lengths do not fit.
         """
         backend = model.backend
         labels = backend.asarray(batch["labels"])
@@ -293,8 +315,13 @@ class Classification:
             raise InputError(f"label {wrong} is not one of the head's, 0 to {model.n_labels - 1}")
         ids, lengths = batch["ids"], batch.get("lengths")
         if lengths is not None:
+            require_lengths(lengths, ids.shape)
             ids = ids[:, : int(lengths.max())]
             lengths = backend.asarray(lengths)
+        room = model.config.n_positions - model.n_virtual
+        if ids.shape[1] > room:
+            raise InputError(f"{ids.shape[1]} tokens do not fit into the model's context of {room}")
+        check_ids(ids, model.config.vocab_size)
         scores, back = model.forward(backend.asarray(ids), ctx, lengths)
         loss, cache = backend.ops.cross_entropy_forward(scores, labels, total)
         return loss, lambda grads: back(backend.ops.cross_entropy_backward(cache), grads)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from kernels import Backend
+from minigpt.errors import InputError
 from minigpt.objectives import Batch, Objective
 from minigpt.optim import AdamW
 from minigpt.parameters import FlatParameters, Gradients
@@ -178,6 +179,8 @@ def step_cost(tuned: Any, objective: Objective, batch: Batch, repeats: int = 5, 
     """
     parameters = list(tuned.parameters())
     trained = [p for p in parameters if p.trainable]
+    if not trained:
+        raise InputError("nothing to train: every parameter is frozen")
     total = objective.total(batch)
     products = count_products(tuned, objective, batch, seed)
 

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from minigpt.files import write_atomic
 
@@ -122,6 +123,13 @@ def save(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data.getvalue())
     return path
+
+
+def logarithmic(axes: Axes, base: float = 10) -> None:
+    """Give the x-axis a logarithmic scale with plain numbers: 1, 10, 100, 1k, 10k, 1M."""
+    axes.set_xscale("log", base=base)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def drawable(text: str) -> str:

@@ -10,15 +10,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from lessons.common.classifier import Classification
 from minigpt import GPT, Tokenizer
-from minigpt.data import DataSet, Example, Pair, collate_labelled, collate_pairs, files, pad_batch, pydocs, tinyworld
+from minigpt.data import (
+    SPLITS,
+    DataSet,
+    Example,
+    Pair,
+    collate_labelled,
+    collate_pairs,
+    files,
+    pad_batch,
+    pydocs,
+    tinyworld,
+)
 from minigpt.errors import InputError
 from minigpt.evaluation import evaluate_batches
+from minigpt.metrics import exact_match
 from minigpt.objectives import Batch, LanguageModelling, Objective, rows
 
 EVALUATION_BATCH = 64
@@ -162,22 +174,23 @@ class PairTask:
         loss, _ = evaluate_batches(model, in_batches(self.encoded(split), limit))
         pairs = self.data.split(split)[:limit]
         written = self.complete(model, [pair.prompt for pair in pairs], self.longest(split))
-        right = sum(text.strip() in answers(pair) for text, pair in zip(written, pairs, strict=True))
-        return {"accuracy": right / len(pairs), "loss": loss, "perplexity": math.exp(loss) if loss < 709 else math.inf}
+        right = exact_match(written, [list(answers(pair)) for pair in pairs])
+        return {"accuracy": right, "loss": loss, "perplexity": math.exp(loss) if loss < 709 else math.inf}
 
     def longest(self, split: str) -> int:
         """Most tokens of a completion in the split, end of text included."""
         return int((self.encoded(split)["targets"] != -100).sum(1).max())
 
     def complete(self, model: GPT, prompts: Sequence[str], max_new_tokens: int, **sampling: Any) -> list[str]:
-        """What the model writes after each prompt, up to its end of text; greedy unless `sampling` says otherwise."""
+        """What the model writes after each prompt, up to its end of text; greedy unless `sampling` says otherwise.
+
+        A prompt too long for `max_length` or the model's context loses its beginning, as in training.
+        """
         end = self.tokenizer.eos_token_id
-        room = model.config.n_positions - model.n_virtual - max_new_tokens
+        context = min(model.config.n_positions - model.n_virtual, self.max_length + 1)
+        room = context - max_new_tokens
         if room < 1:
-            raise InputError(
-                f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
-                f"{model.config.n_positions - model.n_virtual}"
-            )
+            raise InputError(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {context}")
         encoded = [(self.tokenizer.encode(prompt) or [end])[-room:] for prompt in prompts]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         written = [""] * len(encoded)
@@ -192,6 +205,17 @@ class PairTask:
 
 
 Task = LabelTask | PairTask
+
+
+class TrainingData(Protocol):
+    """What `fine_tune` asks of a task: batches to train on and to validate on, and what is minimised."""
+
+    @property
+    def objective(self) -> Objective: ...
+
+    def batches(self, batch_size: int, seed: int = 0) -> Callable[[int], Batch]: ...
+
+    def validation(self, limit: int | None = None) -> list[Batch]: ...
 
 
 def answers(pair: Pair) -> set[str]:
@@ -251,7 +275,7 @@ LABELLED: dict[str, Callable[[int], DataSet[Example]]] = {
     "sentiment-target": lambda n: tinyworld.sentiment(n, domain="target"),
     "topic": lambda n: tinyworld.topic(n),
     "pydocs-topics": lambda n: pydocs.topics(),
-    "movie-reviews": lambda n: files.load_labelled(files.find("movie_reviews.csv"), 0.1, 0.1),
+    "movie-reviews": lambda n: mixed(files.load_labelled(files.find("movie_reviews.csv"), 0.1, 0.1)),
 }
 PAIRS: dict[str, Callable[[int], DataSet[Pair]]] = {
     "questions": lambda n: tinyworld.questions(n),
@@ -297,7 +321,19 @@ def own_task(path: str, tokenizer: Tokenizer) -> Task:
     empty = [split for split in ("train", "validation", "test") if not data.split(split)]
     if empty:
         raise InputError(f"{path} has too few records: none for its {' and '.join(empty)} split")
+    data = mixed(data)
     return LabelTask(data, tokenizer) if data.label_names else PairTask(data, tokenizer)  # type: ignore[arg-type]
+
+
+def mixed(data: DataSet[Any]) -> DataSet[Any]:
+    """The records of every split in a random order, always the same one: a file is often sorted by its labels, and the
+    first records of a split have to stand for all of it."""
+
+    def shuffled(records: list[Any]) -> list[Any]:
+        return [records[i] for i in np.random.default_rng(len(records)).permutation(len(records))]
+
+    train, validation, test = (shuffled(data.split(split)) for split in SPLITS)
+    return replace(data, train=train, validation=validation, test=test)
 
 
 def _at_most(data: DataSet[Any], n: int) -> DataSet[Any]:
@@ -326,4 +362,3 @@ def require_pairs(task: Task) -> PairTask:
     if not isinstance(task, PairTask):
         raise InputError(f"{task.name} has labels; this lesson needs pairs (JSONL: prompt,completion)")
     return task
-

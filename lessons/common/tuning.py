@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lessons.common.method import Method, n_trainable
-from lessons.common.tasks import Task
+from lessons.common.tasks import TrainingData
 from minigpt import GPT
 from minigpt.training import History, TrainConfig
 
@@ -73,7 +73,7 @@ class Run:
 
 
 def fine_tune(
-    method: Method, base: GPT, task: Task, budget: Budget, seed: int = 0, progress: bool | str = False
+    method: Method, base: GPT, task: TrainingData, budget: Budget, seed: int = 0, progress: bool | str = False
 ) -> Run:
     """Apply a method to a base and train it on a task.
 
@@ -84,6 +84,7 @@ def fine_tune(
     base : GPT
         Is not changed.
     task : Task
+        Or anything else that gives batches, such as a mixture of tasks.
     budget : Budget
     seed : int
         Of new parameters, the order of the batches, and dropout.

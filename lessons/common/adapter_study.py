@@ -1,0 +1,525 @@
+"""What lesson 8 measures: methods on tasks over seeds, the price of a step and of a token, adapters switched off."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from lessons import METHODS
+from lessons.common import plotting, sweep
+from lessons.common.measure import step_cost
+from lessons.common.method import Method
+from lessons.common.plotting import End
+from lessons.common.runner import Run
+from lessons.common.sweep import Job, Result
+from lessons.common.table import spread, table
+from lessons.common.tasks import Task, load_task
+from lessons.common.tuning import Budget, fine_tune
+from minigpt import GPT, bases
+from minigpt.context import KVCache
+from minigpt.errors import InputError
+from minigpt.heads import lm_logits
+from minigpt.objectives import LanguageModelling
+
+PLACEMENTS = ("houlsby", "pfeiffer", "parallel", "parallel_mlp")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the experiment runs.
+
+    Attributes
+    ----------
+    base : str
+    tasks : tuple of str
+        The studies of initial scale, LayerNorm and depth are on the first.
+    records : int
+        Training records of a task.
+    budget : Budget
+    sizes, placements : tuple
+        Of the size sweep.
+    size : int
+        Bottleneck in the other studies.
+    init_stds : tuple of float
+    seeds : int
+    scored : int or None
+        Test records; None for all.
+    repeats : int
+        Of what is timed.
+    processes : int
+        Runs at a time; 0: one a core.
+    """
+
+    base: str = "base-s"
+    tasks: tuple[str, ...] = ("rewriting", "pydocs-topics")
+    records: int = 2000
+    budget: Budget = field(default_factory=lambda: Budget(steps=150, workers=1))
+    sizes: tuple[int, ...] = (1, 8, 64)
+    placements: tuple[str, ...] = ("houlsby", "parallel")
+    size: int = 8
+    init_stds: tuple[float, ...] = (0.0, 1e-3, 0.1, 1.0)
+    seeds: int = 1
+    scored: int | None = 200
+    repeats: int = 9
+    processes: int = 0
+
+
+CORE = Plan()
+FULL = replace(
+    CORE,
+    budget=replace(CORE.budget, steps=300),
+    sizes=(1, 2, 4, 8, 16, 32, 64),
+    placements=PLACEMENTS,
+    init_stds=(0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0),
+    seeds=3,
+    scored=None,
+)
+QUICK = Plan(
+    base="base-xs",
+    tasks=("rewriting", "topic"),
+    records=32,
+    budget=Budget(steps=2, batch_size=4, workers=1),
+    sizes=(1, 2),
+    placements=("houlsby",),
+    size=2,
+    init_stds=(1e-3, 1.0),
+    scored=4,
+    repeats=1,
+    processes=1,
+)
+
+
+class HeadOnly(Method):
+    """A classifier head on the frozen base: what every other method has to beat."""
+
+    name: ClassVar[str] = "head only"
+    learning_rate: ClassVar[float] = 3e-3
+
+    def install(self, trunk: GPT, seed: int, data: Any) -> None:
+        """Nothing of the base is trained."""
+
+
+def make(method: str, settings: Mapping[str, Any]) -> Method:
+    """A method by name."""
+    return (HeadOnly if method == HeadOnly.name else METHODS[method])(**settings)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing that is tried.
+
+    Attributes
+    ----------
+    study, label : str
+        What it belongs to, and what it is called there.
+    method : str
+    settings : dict
+        Of the method.
+    """
+
+    study: str
+    label: str
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+OTHERS = (
+    Variant("methods", "full", "full"),
+    Variant("methods", "lora r=4", "lora", {"r": 4, "lora_alpha": 8}),
+    Variant("methods", "bitfit", "bitfit"),
+    Variant("methods", "ia3", "ia3"),
+)
+"""What adapters are compared with."""
+
+
+def variants(plan: Plan, labelled: bool, n_layer: int, first: bool) -> list[Variant]:
+    """All that is tried on a task."""
+
+    def adapters(study: str, label: str, bottleneck: int, **settings: Any) -> Variant:
+        return Variant(study, label, "adapters", {"bottleneck": bottleneck, **settings})
+
+    tried = [*OTHERS, *([Variant("methods", HeadOnly.name, HeadOnly.name)] if labelled else [])]
+    for placement in plan.placements:
+        tried += [adapters("sizes", f"{placement} m={m}", m, placement=placement) for m in plan.sizes]
+    if first:
+        bare: dict[str, Any] = {"placement": plan.placements[0], "train_layernorm": False}
+        tried += [adapters("init", f"{std:g}", plan.size, **bare, init_std=std) for std in plan.init_stds]
+        tried += [adapters("layernorm", f"without m={m}", m, **bare) for m in plan.sizes]
+        tried += [adapters("depth", f"{i}", plan.size, **bare, layers_to_transform=(i,)) for i in range(n_layer)]
+        tried.append(adapters("depth", "all", plan.size, **bare))
+    return tried
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+@lru_cache(maxsize=4)
+def _loaded(base: str, backend: str, task: str, records: int) -> tuple[GPT, Task]:
+    model, tokenizer = bases.load(base, backend=backend)
+    return model, load_task(task, tokenizer, records)
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """One run: train a method on a task and score it; where asked, with adapters switched off as well."""
+    base, task = _loaded(job["base"], job["backend"], job["task"], job["records"])
+    method = make(job["method"], {**job["settings"], "n_labels": task.n_labels})
+    run = fine_tune(method, base, task, Budget(**job["budget"]), job["seed"])
+    score = task.score(run.model, limit=job["scored"])
+    found: dict[str, Any] = {"trainable": run.n_trainable, "accuracy": score["accuracy"], "loss": score["loss"]}
+    if job["study"] == "depth" and job["label"] == "all":
+        found["switched_off"] = spans(run.model, task, base.config.n_layer, job["scored"])
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a variant reached on a task, one entry a seed; NaN where a run diverged.
+
+    Attributes
+    ----------
+    trainable : int
+    accuracy, loss : list of float
+        On the test split.
+    results : list of Result
+    """
+
+    trainable: int
+    accuracy: list[float]
+    loss: list[float]
+    results: list[Result]
+
+    def __getitem__(self, metric: str) -> list[float]:
+        return self.accuracy if metric == "accuracy" else self.loss
+
+    def mean(self, metric: str) -> float:
+        """Over the seeds."""
+        return math.fsum(self[metric]) / len(self[metric])
+
+    @classmethod
+    def of(cls, results: list[Result]) -> Outcome:
+        """Of the runs of one variant."""
+
+        def values(name: str) -> list[Any]:
+            return [r.values.get(name, math.nan) for r in results]
+
+        trainable = [n for n in values("trainable") if n == n]
+        return cls(trainable[0] if trainable else 0, values("accuracy"), values("loss"), results)
+
+    def cells(self) -> list[str]:
+        """For a table: trainable parameters, accuracy, loss."""
+        if any(math.isnan(v) for v in self.accuracy):
+            return [f"{self.trainable:,}", "diverged", ""]
+        return [f"{self.trainable:,}", spread(self.accuracy), spread(self.loss)]
+
+    def as_record(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        first = self.results[0].job
+        runs = [r.values or {"error": r.error} for r in self.results]
+        return {"method": first["method"], "settings": first["settings"], "runs": runs}
+
+
+Outcomes = dict[str, dict[str, Outcome]]
+"""Study → label of the variant → what it reached."""
+
+METRICS = {"accuracy": "accuracy on the test split", "loss": "test loss (nats a token)"}
+"""What a task is judged by, and what an axis says of it."""
+
+
+def metric_of(outcomes: Outcomes) -> str:
+    """Labelled texts are judged by accuracy, completions by loss: whole ones are right late, and then all at once."""
+    return "accuracy" if HeadOnly.name in outcomes["methods"] else "loss"
+
+
+def try_all(plan: Plan, todo: Sequence[tuple[str, Variant]], seeds: Sequence[int], backend: str) -> dict[str, Outcomes]:
+    """Train and score every variant on its task, with every seed.
+
+    Parameters
+    ----------
+    plan : Plan
+    todo : sequence of (task, Variant)
+    seeds : sequence of int
+    backend : str
+
+    Returns
+    -------
+    outcomes : dict
+        Name of a task → its outcomes.
+    """
+    common = {"base": plan.base, "backend": backend, "records": plan.records, "scored": plan.scored}
+    common |= {"budget": asdict(plan.budget)}
+    jobs = [common | asdict(variant) | {"task": task, "seed": seed} for task, variant in todo for seed in seeds]
+    with tempfile.TemporaryDirectory() as folder:  # a fresh one: results of an earlier run may be of other code
+        results = sweep.run(measure, jobs, folder, plan.processes if backend == "numpy" else 1, title="training")
+    found: dict[str, Outcomes] = {}
+    for (task, variant), start in zip(todo, range(0, len(jobs), len(seeds)), strict=True):
+        outcome = Outcome.of(results[start : start + len(seeds)])
+        found.setdefault(task, {}).setdefault(variant.study, {})[variant.label] = outcome
+    return found
+
+
+def token_seconds(model: GPT, tokens: int, repeats: int) -> float:
+    """Median time of one more token at batch 1 with a key/value cache, through the model's layers.
+
+    `generate` has a short cut for plain GPTs, which would count against every model whose layers were changed.
+
+    Parameters
+    ----------
+    model : GPT
+    tokens, repeats : int
+        Tokens of a sequence, and sequences.
+    """
+    config, backend = model.config, model.backend
+    ids = backend.asarray(np.zeros((1, 1), np.int64))
+    times = []
+    for _ in range(repeats):
+        cache = KVCache(
+            backend, config.n_layer, 1, config.n_head, config.n_positions, config.n_embd // config.n_head, model.dtype
+        )
+        began = time.perf_counter()
+        for _ in range(tokens):
+            ctx = model.context(cache=cache)
+            hidden, _ = model.forward(ids, ctx)
+            backend.to_numpy(lm_logits(hidden[:, -1], model.wte, ctx))
+        times.append((time.perf_counter() - began) / tokens)
+    return statistics.median(times)
+
+
+def switched_off(tuned: Any, blocks: Iterable[int]) -> Any:
+    """A copy of a model with adapters, in which those of some blocks add nothing."""
+    twin = tuned.copy()
+    prefixes = tuple(f"transformer.h.{i}." for i in blocks)
+    for p in twin.parameters():
+        if p.name.startswith(prefixes) and ".adapter.up." in p.name:
+            p.data = twin.backend.zeros(p.data.shape, p.data.dtype)
+    return twin
+
+
+def spans(tuned: Any, task: Task, n_layer: int, scored: int | None) -> list[list[float | None]]:
+    """Test loss with the adapters of blocks first to last switched off after training.
+
+    Houlsby et al. (2019), arXiv:1902.00751, figure 6.
+
+    Returns
+    -------
+    loss : L rows of L
+        By first and last block; None where the first comes after the last.
+    """
+
+    def without(first: int, last: int) -> float | None:
+        off = switched_off(tuned, range(first, last + 1))
+        return task.score(off, limit=scored)["loss"] if first <= last else None
+
+    return [[without(first, last) for last in range(n_layer)] for first in range(n_layer)]
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def show_costs(run: Run, base: GPT, task: Task, plan: Plan) -> None:
+    """Parameters, step and token of every technique, as language models."""
+    run.heading("What a step and a token cost")
+    batch = task.batches(plan.budget.batch_size)(0)
+    ids = batch["ids"]
+    batch = {"ids": ids, "targets": batch.get("targets", np.where(ids == ids[:, :1], -100, ids))}
+    m = plan.size
+    ours = [Variant("", f"{p} m={m}", "adapters", {"bottleneck": m, "placement": p}) for p in PLACEMENTS]
+    rows: list[list[str]] = []
+    costs: dict[str, dict[str, Any]] = {}
+    for variant in (*OTHERS, *ours):
+        method: Any = make(variant.method, variant.settings)
+        tuned = method.apply(base)
+        step = step_cost(tuned, LanguageModelling(), batch, plan.repeats)
+        try:
+            model, state = method.merge(tuned), "merged"
+        except InputError:
+            model, state = tuned, "stays"
+        token = token_seconds(model, 5 * plan.repeats, plan.repeats)
+        costs[variant.label] = {"step": step.as_record(), "token_seconds": token, "state": state}
+        rows.append([
+            variant.label,
+            f"{step.trainable:,}",
+            f"{method.count(base.config):,}" if hasattr(method, "count") else "",
+            f"{100 * step.trainable / base.n_parameters:.2f} %",
+            f"{1e3 * step.seconds:.1f}",
+            f"{(step.gradients + step.optimizer) / 2**20:.2f}",
+            f"{step.activations / 2**20:.2f}",
+            f"{step.measured_peak / 2**20:.2f}",
+            f"{1e6 * token:.0f}",
+            state,
+        ])  # fmt: skip
+    headers = ["", "trainable", "formula", "of base", "step ms", "gradients + Adam MiB", "activations MiB",
+               "peak MiB", "token µs", ""]  # fmt: skip
+    run.say(table(rows, headers, "lrrrrrrrrl"))
+    run.say(
+        "\n  Gradients and optimizer state shrink with what is trained. Activations shrink less: the gradient still\n"
+        "  has to pass through the frozen layers on its way down. What BitFit and IA3 learn folds into the weights;\n"
+        "  an adapter is two more products and a GELU for every token, after or beside the layer it belongs to."
+    )
+    run.results["costs"] = costs
+    slow = costs[ours[0].label]["token_seconds"] / costs["full"]["token_seconds"]
+    run.report("adapter_time_a_token", slow, "× base", digits=2, banded=False)
+
+
+def show_quality(run: Run, results: Mapping[str, Outcomes], base: GPT, plan: Plan) -> None:
+    """What every method and size reaches."""
+    run.heading("What each reaches")
+    for task, outcomes in results.items():
+        found = outcomes["methods"] | outcomes["sizes"]
+        rows = [[label, *o.cells()] for label, o in sorted(found.items(), key=lambda item: item[1].trainable)]
+        run.say(table(rows, [task, "trainable", "accuracy", "test loss"]) + "\n")
+    sizes = dict.fromkeys(plan.placements, plan.sizes)
+    run.picture("quality", quality_picture(results, sizes, base.n_parameters))
+
+
+def show_choices(run: Run, task: str, outcomes: Outcomes, base: GPT, plan: Plan) -> None:
+    """Initial scale, LayerNorms, and which blocks' adapters matter."""
+    home, L = plan.placements[0], base.config.n_layer
+    run.heading(f"What matters in an adapter: {task}, {home}, m = {plan.size} unless it says otherwise")
+    rows = [[f"initial σ = {std}", *o.cells()] for std, o in outcomes["init"].items()]
+    for m in plan.sizes:
+        rows.append([f"m = {m}, LayerNorms frozen", *outcomes["layernorm"][f"without m={m}"].cells()])
+        rows.append([f"m = {m}, LayerNorms trained", *outcomes["sizes"][f"{home} m={m}"].cells()])
+    depth = outcomes["depth"]
+    rows += [["adapters in " + ("all blocks" if i == "all" else f"block {i}"), *o.cells()] for i, o in depth.items()]
+    run.say(table(rows, ["", "trainable", "accuracy", "test loss"]))
+    run.picture("choices", choices_picture(outcomes, plan.sizes, home))
+
+    off = np.array([r.values["switched_off"] for r in depth["all"].results], dtype=float)  # (seeds, L, L)
+    gained = off - np.array(depth["all"].loss)[:, None, None]
+    run.picture("depth", depth_picture(gained.mean(0), depth))
+    for i, word in ((0, "lowest"), (L - 1, "highest")):
+        run.report(f"loss_without_the_{word}_adapters", gained[:, i, i].tolist(), "nats more")
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def dots(ax: Axes, x: float, values: Sequence[float], colour: str) -> None:
+    """A dot a seed."""
+    ax.scatter([x] * len(values), values, color=colour, s=14, alpha=0.5, linewidth=0)
+
+
+@plotting.style()
+def quality_picture(results: Mapping[str, Outcomes], sizes: Mapping[str, Sequence[int]], base_size: int) -> Figure:
+    """Quality over trainable parameters: a line for each placement of adapters, a point for each other method.
+
+    Parameters
+    ----------
+    results : mapping
+        Task → outcomes.
+    sizes : mapping of str to sequence of int
+        Placement → bottlenecks, in the order of the line.
+    base_size : int
+        Parameters of the base.
+    """
+    figure, axes = plotting.new(1, len(results), height=4.6, squeeze=False)
+    for ax, (task, outcomes) in zip(axes[0], results.items(), strict=True):
+        metric, ends = metric_of(outcomes), []
+        for colour, (placement, bottlenecks) in zip(plotting.PALETTE, sizes.items(), strict=False):
+            line = [outcomes["sizes"][f"{placement} m={m}"] for m in bottlenecks]
+            x, y = [o.trainable for o in line], [o.mean(metric) for o in line]
+            ax.plot(x, y, color=colour, marker="o", markersize=4)
+            for o in line:
+                dots(ax, o.trainable, o[metric], colour)
+            ends.append(End(x[-1], y[-1], placement.replace("_", " "), colour))
+        for name, o in outcomes["methods"].items():
+            ax.scatter([o.trainable], [o.mean(metric)], color=plotting.BLACK, s=26, marker="D")
+            dots(ax, o.trainable, o[metric], plotting.BLACK)
+            left = name == "full"
+            ax.annotate(
+                name,
+                (o.trainable, o.mean(metric)),
+                xytext=(-7 if left else 7, -3),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                va="top",
+                fontsize=9,
+            )
+        ax.set_xscale("log")
+        ax.set_xlim(right=3 * base_size)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_title(task)
+        ax.set_xlabel("trainable parameters")
+        ax.set_ylabel(METRICS[metric])
+        plotting.label_ends(ax, ends, 12)
+    return figure
+
+
+@plotting.style()
+def choices_picture(outcomes: Outcomes, sizes: Sequence[int], placement: str) -> Figure:
+    """Quality over the initial standard deviation, and over the bottleneck with and without LayerNorms."""
+    metric = metric_of(outcomes)
+    figure, (left, right) = plotting.new(1, 2, height=3.8, sharey=True)
+    init = outcomes["init"]
+    for place, o in enumerate(init.values()):
+        dots(left, place, o[metric], plotting.BLUE)
+    left.plot([o.mean(metric) for o in init.values()], color=plotting.BLUE, marker="o", markersize=4)
+    left.set_xticks(range(len(init)), list(init), fontsize=8)
+    left.set_xlabel("initial σ of both matrices")
+    left.set_ylabel(METRICS[metric])
+    left.set_title("How near to the identity?")
+    ends = []
+    lines = {
+        "LayerNorms trained": [outcomes["sizes"][f"{placement} m={m}"] for m in sizes],
+        "frozen": [outcomes["layernorm"][f"without m={m}"] for m in sizes],
+    }
+    for colour, (name, line) in zip(plotting.PALETTE[1:], lines.items(), strict=False):
+        for m, o in zip(sizes, line, strict=True):
+            dots(right, m, o[metric], colour)
+        right.plot(sizes, [o.mean(metric) for o in line], color=colour, marker="o", markersize=4)
+        ends.append(End(sizes[-1], line[-1].mean(metric), name, colour))
+    right.set_xscale("log", base=2)
+    right.set_xticks(list(sizes), [str(m) for m in sizes])
+    right.set_xlabel("bottleneck m")
+    right.set_title("LayerNorms too?")
+    plotting.label_ends(right, ends)
+    return figure
+
+
+@plotting.style()
+def depth_picture(gained: np.ndarray, depth: Mapping[str, Outcome]) -> Figure:
+    """What switching adapters off after training adds to the loss, and the loss with adapters in one block alone.
+
+    Parameters
+    ----------
+    gained : (L, L)
+        By first and last block; NaN where the first comes after the last.
+    depth : mapping of str to Outcome
+        Block, or ``"all"``.
+    """
+    figure, (left, right) = plotting.new(1, 2, height=3.8)
+    L = gained.shape[0]
+    shown = np.ma.masked_invalid(gained)
+    left.imshow(shown, cmap=plotting.INTENSITY, vmin=0)
+    for (first, last), value in np.ndenumerate(gained):
+        if not math.isnan(value):
+            colour = "white" if value > 0.6 * shown.max() else "black"
+            left.text(last, first, f"{value:+.2f}", ha="center", va="center", color=colour)
+    left.set_xticks(range(L))
+    left.set_yticks(range(L))
+    left.grid(visible=False)
+    left.set_xlabel("to block")
+    left.set_ylabel("from block")
+    left.set_title("Loss added by switching off (nats)")
+    for place, o in enumerate(depth.values()):
+        right.bar(place, o.mean("loss"), color=plotting.SKY, width=0.6)
+        dots(right, place, o.loss, plotting.BLACK)
+    right.set_xticks(range(len(depth)), list(depth))
+    right.set_xlim(-0.6, len(depth) - 0.4)
+    right.set_ylim(bottom=0)
+    right.set_ylabel("test loss (nats)")
+    right.set_xlabel("block that has adapters")
+    right.set_title("Trained in one block only")
+    return figure

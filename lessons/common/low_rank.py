@@ -1,0 +1,335 @@
+"""What lesson 6 (low-rank weights) needs around its technique: a model's matrices, text to measure on, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kernels.array import Array
+from lessons.common import plotting
+from lessons.common.plotting import End
+from lessons.common.tasks import load_task, require_pairs
+from minigpt import GPT, Tokenizer
+from minigpt.context import Context
+from minigpt.corpora import encode_split, language_batches, load_corpus
+from minigpt.data import tinyworld
+from minigpt.evaluation import evaluate_batches, text_batches
+from minigpt.layers import Backward, Layer, Linear
+from minigpt.objectives import Batch, LanguageModelling
+from minigpt.training import TrainConfig, train
+
+MATRICES = "h.*.c_*"
+"""The linear layers of the blocks: c_attn, c_proj and c_fc. Embeddings and LayerNorms are left as they are."""
+
+# ---------------------------------------------------------------------------------------------- matrices
+
+
+def matrices(model: GPT) -> dict[str, np.ndarray]:
+    """The blocks' weights, by the layer's name, (in, out) in float64 on the host."""
+    found: dict[str, np.ndarray] = {}
+
+    def collect(layer: Any, name: str) -> Layer:
+        found[name] = model.backend.to_numpy(layer.weight.data).astype(np.float64)
+        return layer
+
+    model.copy().replace(MATRICES, collect)
+    return found
+
+
+def with_matrices(model: GPT, weights: Mapping[str, np.ndarray]) -> GPT:
+    """A copy of a model with other weights in its blocks."""
+    twin = model.copy()
+
+    def put(layer: Any, name: str) -> Layer:
+        return Linear(layer.name, model.backend.asarray(weights[name].astype(model.dtype)), layer.bias.data)
+
+    twin.replace(MATRICES, put)
+    return twin
+
+
+class _Watched(Layer):
+    """A layer whose inputs' gram matrix is added up on the way."""
+
+    def __init__(self, inner: Layer, gram: np.ndarray) -> None:
+        self.inner = inner
+        self.gram = gram
+
+    def forward(self, x: Array, ctx: Context) -> tuple[Array, Backward]:
+        rows = ctx.backend.to_numpy(x).reshape(-1, x.shape[-1]).astype(np.float64)
+        self.gram += rows.T @ rows
+        return self.inner.forward(x, ctx)
+
+
+def input_grams(model: GPT, batches: Sequence[Batch]) -> dict[str, np.ndarray]:
+    """XᵀX/N of what each linear layer of the blocks is fed on N tokens of text.
+
+    Parameters
+    ----------
+    model : GPT
+    batches : sequence of Batch
+        With `ids`.
+
+    Returns
+    -------
+    grams : dict of str to (in, in) float64 array
+        By the layer's name.
+    """
+    twin = model.copy()
+    grams: dict[str, np.ndarray] = {}
+
+    def watched(layer: Any, name: str) -> Layer:
+        width = layer.weight.data.shape[0]
+        grams[name] = np.zeros((width, width))
+        return _Watched(layer, grams[name])
+
+    twin.replace(MATRICES, watched)
+    for batch in batches:
+        twin.forward(twin.check_ids(batch["ids"]), twin.context())
+    tokens = sum(batch["ids"].size for batch in batches)
+    return {name: gram / tokens for name, gram in grams.items()}
+
+
+# ---------------------------------------------------------------------------------------------- text
+
+
+@dataclass(frozen=True)
+class Material:
+    """Something to train a language model on.
+
+    Attributes
+    ----------
+    name : str
+    batches : (step) -> Batch
+    held_out : list of Batch
+    """
+
+    name: str
+    batches: Callable[[int], Batch]
+    held_out: list[Batch]
+
+    def loss(self, model: GPT) -> float:
+        """Nats a token on what is held out."""
+        return evaluate_batches(model, self.held_out)[0]
+
+
+def text_material(
+    tokenizer: Tokenizer, path: str | None, documents: int, block: int, windows: int, seed: int
+) -> Material:
+    """Running text: the general domain of `tinyworld`, which the bases know, or the user's own.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    path : str or None
+        Of the user's own text.
+    documents : int
+        To generate otherwise.
+    block, windows : int
+        Tokens of a window, and how many windows are held out.
+    seed : int
+        Of the batches.
+    """
+    data = load_corpus(path, 0.1, 0.0) if path else tinyworld.corpus(documents, held_out=documents // 6)
+    tokens, held_out = (encode_split(tokenizer, data, split) for split in ("train", "validation"))
+    return Material(
+        data.name,
+        language_batches(tokens, 16, block, seed, data.name),
+        text_batches(held_out, block, 16, windows, f"the held-out part of {data.name}"),
+    )
+
+
+def pair_material(tokenizer: Tokenizer, name: str, records: int, held_out: int, seed: int) -> Material:
+    """A task of prompts and completions, by name, or a file of the user's own."""
+    task = require_pairs(load_task(name, tokenizer, records))
+    return Material(task.name, task.batches(16, seed), task.validation(held_out))
+
+
+def states_of_texts(model: GPT, tokenizer: Tokenizer, n: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Mean hidden state of each of n texts of every kind in `tinyworld`.
+
+    Returns
+    -------
+    states : (n · kinds, C) float64
+    labels : (n · kinds,)
+    names : tuple of str
+        Of the kinds.
+    """
+    kinds = {
+        "stories": tinyworld.stories(n, held_out=1).train,
+        "reviews": [example.text for example in tinyworld.sentiment(n, held_out=1).train],
+        "activities": [example.text for example in tinyworld.topic(n, held_out=1).train],
+        "sums": [pair.prompt for pair in tinyworld.addition(n, held_out=1).train],
+        "rewriting": [pair.prompt for pair in tinyworld.rewriting(n, held_out=1).train],
+    }
+    states = []
+    for text in (text for texts in kinds.values() for text in texts[:n]):
+        ids = tokenizer.encode(text)[: model.config.n_positions]
+        hidden, _ = model.forward(model.check_ids([ids]), model.context())
+        states.append(model.backend.to_numpy(hidden)[0].mean(0))
+    return np.array(states, np.float64), np.repeat(np.arange(len(kinds)), n), tuple(kinds)
+
+
+def train_on(model: GPT, material: Material, steps: int, lr: float, title: str, workers: int = 0) -> None:
+    """Train what is trainable, in place. Without decay: W would shrink, and ΔW would have a part of W in it."""
+    config = TrainConfig(
+        steps, lr=lr, schedule="linear", warmup=steps // 10, weight_decay=0.0, beta2=0.999, workers=workers
+    )
+    history = train(model, LanguageModelling(), material.batches, config, progress=title)
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+# Each takes what the lesson's record has under the same name, so that a notebook can draw the committed one.
+
+COLOURS = {
+    "weights": plotting.BLUE,
+    "update": plotting.VERMILLION,
+    "gradient": plotting.GREEN,
+    "signs of the gradient": plotting.PURPLE,
+    "random": plotting.GREY,
+}
+
+
+@plotting.style()
+def rivals_picture(rivals: Mapping[str, Any], what: str) -> Figure:
+    """How far every other way to rank r is above the optimum; the optimised ones by step."""
+    figure, axes = plotting.new(height=4.4)
+    floor = 1e-8  # where rounding takes over
+    ends = []
+    for (name, errors), colour in zip(rivals["curves"].items(), plotting.PALETTE, strict=False):
+        above = np.maximum(np.array(errors) - 1, floor)
+        steps = np.arange(1, len(errors) + 1)
+        axes.plot(steps, above, color=colour)
+        ends.append(End(float(steps[-1]), float(above[-1]), name, colour))
+    still = [n for n in rivals["frobenius"] if n != "truncated SVD" and n not in rivals["curves"]]
+    for name in still:
+        above = rivals["frobenius"][name] - 1
+        axes.axhline(above, color=plotting.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        ends.append(End(float(steps[-1]), above, name, plotting.GREY))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.set_xlim(1, steps[-1])
+    axes.set_ylim(floor, None)
+    axes.set_xlabel(f"step of the optimised ones ({what})")
+    axes.set_ylabel("Frobenius error above the truncated SVD's\n(share of its error)")
+    axes.set_title("All other ways lie above the truncated SVD")
+    plotting.label_ends(axes, ends)
+    return figure
+
+
+@plotting.style()
+def components_picture(
+    centred: np.ndarray, uncentred: np.ndarray, labels: np.ndarray, names: Sequence[str], cosine: float
+) -> Figure:
+    """Scores on the first two axes with and without centring, a colour a kind.
+
+    Parameters
+    ----------
+    centred, uncentred : (n, 2)
+    labels : (n,)
+    names : sequence of str
+    cosine : float
+        Between the first axis without centring and the mean.
+    """
+    figure, panels = plotting.new(1, 2, height=4.2)
+    for axes, scores, title, first in (
+        (panels[0], centred, "Centred: how texts differ", "axis 1"),
+        (panels[1], uncentred, "Not centred: where they are", f"axis 1 (cosine with the mean: {cosine:.3f})"),
+    ):
+        for label, name in enumerate(names):
+            points, colour = scores[labels == label], plotting.PALETTE[label % len(plotting.PALETTE)]
+            axes.scatter(points[:, 0], points[:, 1], color=colour, s=14, alpha=0.6, linewidth=0)
+            top = (float(np.median(points[:, 0])), float(points[:, 1].max()))
+            axes.annotate(
+                name, top, xytext=(0, 7), textcoords="offset points", color=colour, weight="bold", ha="center"
+            )
+        axes.margins(0.08)
+        axes.axvline(0, color=plotting.GREY, linewidth=0.8)
+        axes.axhline(0, color=plotting.GREY, linewidth=0.8)
+        axes.set_xlabel(f"score on {first}")
+        axes.set_title(title)
+    panels[0].set_ylabel("score on axis 2")
+    return figure
+
+
+@plotting.style()
+def spectra_picture(spectra: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Singular values, and what is left beyond each rank, of weights, updates and gradients beside a random matrix."""
+    figure, (values, rest) = plotting.new(1, 2, height=4.6)
+    ends: list[End] = []
+    for kind, record in spectra.items():
+        profile, remaining, colour = record["profile"], record["remaining"], COLOURS[kind]
+        values.plot(range(1, len(profile) + 1), profile, color=colour)
+        rest.plot(range(len(remaining)), remaining, color=colour)
+        ends.append(End(len(profile), remaining[len(profile) // 4], kind, colour))
+    values.set_xlabel("k")
+    values.set_ylabel("singular value σ_k / σ₁")
+    values.set_title("Singular values")
+    values.set_xlim(1, len(profile))
+    rest.set_xlabel("rank r")
+    rest.set_ylabel("‖A − A_r‖ / ‖A‖")
+    rest.set_title("What rank r leaves out")
+    rest.set_xlim(0, len(profile))
+    for axes in (values, rest):
+        axes.set_ylim(0, 1)
+    plotting.label_ends(rest, ends)  # all end at 0: named in their order at a quarter of the rank
+    return figure
+
+
+@plotting.style()
+def update_rank_picture(updates: Sequence[Mapping[str, Any]]) -> Figure:
+    """Held-out loss with the update, or the tuned weights themselves, cut to each rank."""
+    figure, axes = plotting.new(height=4.2)
+    ranks = [int(r) for r in updates[0]["update_losses"]]
+    ends = []
+    for key, text, colour in (
+        ("weight_losses", "tuned weights cut to rank r", plotting.BLUE),
+        ("update_losses", "only the update cut to rank r", plotting.VERMILLION),
+    ):
+        for update in updates:
+            losses = list(update[key].values())
+            axes.plot(ranks, losses, color=colour, marker="o", markersize=4, alpha=0.8)
+        ends.append(End(ranks[-1], losses[-1], text, colour))
+    for key, text in (("before", "base"), ("after", "fine-tuned, full rank")):
+        level = float(np.mean([u[key] for u in updates]))
+        axes.axhline(level, color=plotting.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        ends.append(End(ranks[-1], level, f"{text} {level:.2f}", plotting.GREY))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ranks, [str(r) for r in ranks])
+    axes.set_xlim(ranks[0], ranks[-1])
+    axes.set_xlabel("rank r")
+    axes.set_ylabel("held-out loss (nats a token)")
+    axes.set_title("The update can be cut where the weights cannot")
+    plotting.label_ends(axes, ends)
+    return figure
+
+
+@plotting.style()
+def truncation_picture(runs: Sequence[Sequence[Mapping[str, Any]]], intact: Sequence[float], heal: int) -> Figure:
+    """Loss above the base's against the share of the weights that is kept, a line a seed."""
+    figure, axes = plotting.new(height=4.2)
+    ends: list[End] = []
+    for key, text, colour in (("plain", "plain", plotting.BLUE), ("aware", "activation-aware", plotting.VERMILLION)):
+        for run, loss in zip(runs, intact, strict=True):
+            kept = [100 * t["parameters"] for t in run]
+            axes.plot(kept, [t[key] - loss for t in run], color=colour, marker="o", markersize=4, alpha=0.8)
+            for t in run:
+                healed = t[f"healed_{key}"]
+                if healed is not None:
+                    axes.scatter([100 * t["parameters"]], [healed - loss], color=colour, marker="D", s=40, zorder=3)
+        ends.append(End(kept[-1], runs[-1][-1][key] - intact[-1], text, colour))
+    axes.invert_xaxis()
+    axes.set_xlabel("weights kept in the blocks (%); diamonds: the same after "
+                    f"{heal} steps of training")  # fmt: skip
+    axes.set_ylabel("loss above the base's (nats a token)")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_title("Fewer parameters, and what they cost")
+    plotting.label_ends(axes, ends)
+    return figure

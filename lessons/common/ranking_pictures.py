@@ -1,0 +1,156 @@
+"""Pictures of rankings: what they pick, how well their choice can be fine-tuned, and which groups carry a change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lessons.common import plotting
+from lessons.common.groups import Groups, Study, compared
+from lessons.common.masked import Masks
+from lessons.common.plotting import End
+
+KINDS = {
+    "token embedding": ("wte",),
+    "position embedding": ("wpe",),
+    "attention": ("q", "k", "v", "attn-out"),
+    "MLP": ("fc", "proj"),
+    "LayerNorm": ("ln_1", "ln_2", "ln_f"),
+}
+"""What the groups of a layer add up to."""
+
+
+def shares(masks: Masks, groups: Groups) -> dict[str, dict[str, float]]:
+    """How the selected entries are spread: place in the model (embeddings, layer, end) → kind → share.
+
+    Parameters
+    ----------
+    masks : Masks
+    groups : Groups
+
+    Returns
+    -------
+    shares : dict of str to dict of str to float
+        All of them add up to 1.
+    """
+    counts = np.zeros(len(groups.names))
+    for name, mask in masks.items():
+        counts += np.bincount(groups.member[name][mask], minlength=len(groups.names))
+    found: dict[str, dict[str, float]] = {}
+    for name, count in zip(groups.names, counts / counts.sum(), strict=True):
+        layer, _, part = name.rpartition(" ")
+        place = f"layer {layer}" if layer else "end" if part == "ln_f" else "embeddings"
+        kind = next(kind for kind, parts in KINDS.items() if part in parts)
+        row = found.setdefault(place, dict.fromkeys(KINDS, 0.0))
+        row[kind] += float(count)
+    return found
+
+
+@plotting.style()
+def shares_picture(picked: Mapping[str, Mapping[str, Mapping[str, float]]], density: float) -> Figure:
+    """For each ranking a histogram of its choice over the model, bottom to top, coloured by kind."""
+    columns = 4
+    lines = -(-len(picked) // columns)
+    figure, axes = plotting.new(lines, columns, height=1.0 + 2.3 * lines, sharex=True, sharey=True, squeeze=False)
+    every = list(axes.flat)
+    for panel, (score, places) in zip(every, picked.items(), strict=False):
+        left = np.zeros(len(places))
+        for colour, kind in zip(plotting.PALETTE, KINDS, strict=False):
+            part = 100 * np.array([row[kind] for row in places.values()])
+            panel.barh(range(len(places)), part, left=left, color=colour, height=0.75)
+            left += part
+        panel.set_yticks(range(len(places)), list(places))
+        panel.grid(axis="y", visible=False)
+        panel.set_title(score.replace(", ", ",\n"), fontsize=10)
+    for panel in every[len(picked) :]:
+        panel.remove()
+    for panel in axes[-1]:
+        panel.set_xlabel("% of the selected", fontsize=9)
+    handles = [Patch(color=colour) for colour, _ in zip(plotting.PALETTE, KINDS, strict=False)]
+    figure.legend(handles, list(KINDS), loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=9)
+    figure.suptitle(f"Which {100 * density:g} % of the entries each ranking picks", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+@plotting.style()
+def sweep_picture(
+    results: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]],
+    lines: Mapping[str, Mapping[str, float]],
+    units: Mapping[str, str],
+) -> Figure:
+    """One panel a task: the figure over the density, one line a ranking, a dot a seed.
+
+    Parameters
+    ----------
+    results : task → ranking → density → values, one a seed
+    lines : task → name → value
+        Drawn across, such as full fine-tuning.
+    units : task → label of the vertical axis
+    """
+    figure, panels = plotting.new(1, len(results), height=4.6, squeeze=False)
+    for panel, (task, by_score) in zip(panels[0], results.items(), strict=True):
+        ends, last = [], 0.0
+        for colour, (score, by_density) in zip(plotting.PALETTE, by_score.items(), strict=False):
+            densities = sorted(by_density)
+            means = [float(np.mean(by_density[d])) for d in densities]
+            panel.plot([100 * d for d in densities], means, color=colour, marker="o", markersize=4)
+            for d in densities:
+                panel.scatter([100 * d] * len(by_density[d]), by_density[d], color=colour, s=10, alpha=0.5, linewidth=0)
+            last = max(last, 100 * densities[-1])
+            ends.append(End(100 * densities[-1], means[-1], score, colour))
+        for name, value in lines[task].items():
+            panel.axhline(value, color=plotting.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+            ends.append(End(last, value, name, plotting.GREY))
+        panel.set_xscale("log")
+        panel.set_xlim(right=last)
+        panel.set_xticks(sorted({100 * d for by in by_score.values() for d in by}))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+        panel.set_xlabel("trained entries (% of the model)")
+        panel.set_ylabel(units[task])
+        panel.set_title(task)
+        plotting.label_ends(panel, ends, gap=12)
+    return figure
+
+
+@plotting.style()
+def ranking_picture(a: Study, proof: Mapping[str, Sequence[float]], unit: str, most: int = 12) -> Figure:
+    """The most important groups with their intervals, what other rankings say of them, and the proof."""
+    figure, (bars, others, ends) = plotting.new(1, 3, height=4.8, gridspec_kw={"width_ratios": [1.1, 0.8, 1.0]})
+    chosen = [*a.order[:most], len(a.names) - 1]
+    places = np.arange(len(chosen))
+    mean, low, high = (v[chosen] for v in a.importance)
+    bars.barh(places, mean, color=plotting.BLUE, height=0.7)
+    bars.hlines(places, low, high, color=plotting.BLACK, linewidth=1.2)
+    bars.set_yticks(places, [a.names[i] for i in chosen])
+    bars.set_ylim(len(chosen) - 0.4, -0.6)
+    bars.grid(axis="y", visible=False)
+    bars.set_xlabel("fall of R² when permuted")
+    bars.set_title("Forest")
+
+    rankings = compared(a)
+    share = np.array([100 * v / v.sum() for v in rankings.values()]).T[a.order[:most]]
+    others.imshow(share, cmap=plotting.INTENSITY, aspect="auto", vmin=0)
+    for (row, column), value in np.ndenumerate(share):
+        colour = "white" if value > 0.6 * share.max() else plotting.BLACK
+        others.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    others.set_ylim(len(chosen) - 0.4, -0.6)  # the same rows as the bars
+    others.set_xticks(range(len(rankings)), [name.replace(" ", "\n") for name in rankings], fontsize=8)
+    others.set_yticks([])
+    others.grid(visible=False)
+    others.set_xlabel("% of its sum", fontsize=9)
+    others.set_title("Others")
+
+    for row, values in enumerate(proof.values()):
+        colour = plotting.PALETTE[row % len(plotting.PALETTE)]
+        ends.scatter(values, [row] * len(values), color=colour, s=30, alpha=0.7, linewidth=0, zorder=3)
+        ends.scatter([float(np.mean(values))], [row], color=colour, marker="|", s=300, linewidth=2)
+    ends.set_yticks(range(len(proof)), list(proof), fontsize=9)
+    ends.invert_yaxis()
+    ends.grid(axis="y", visible=False)
+    ends.set_xlabel(unit)
+    ends.set_title("Proof")
+    return figure

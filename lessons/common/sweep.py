@@ -1,0 +1,164 @@
+"""Many short runs side by side: each in a process with one BLAS thread, each result a file, so that a sweep goes on
+where it was stopped.
+
+A job is a plain dict that says everything about a run. Its result is kept under a hash of it: a job that was done in
+an earlier sitting, or by another part of the same sweep on another machine, is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import threadpoolctl
+from tqdm import tqdm
+
+from minigpt import files
+from minigpt.errors import InputError, RunError
+
+Job = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job gave.
+
+    Attributes
+    ----------
+    job : dict
+    values : dict
+        What the function returned; empty if it failed.
+    error : str
+        One line, if a run failed as a run (it diverged); empty otherwise.
+    seconds : float
+    """
+
+    job: dict[str, Any]
+    values: dict[str, Any]
+    error: str
+    seconds: float
+
+
+def run(
+    function: Callable[[Job], dict[str, Any]],
+    jobs: Iterable[Job],
+    directory: str | Path,
+    workers: int = 0,
+    part: tuple[int, int] = (1, 1),
+    title: str = "runs",
+    progress: bool = True,
+) -> list[Result]:
+    """Do all jobs that have no result yet, and give the results of all.
+
+    Parameters
+    ----------
+    function : (job) -> dict
+        Of a module, so that other processes can import it; its result has to be ready for JSON.
+    jobs : iterable of dict
+        Ready for JSON. Equal ones are done once.
+    directory : path
+        Where results are kept.
+    workers : int
+        Processes; 0: one a core.
+    part : (i, n)
+        Do only the i-th of n parts, counted from 1, as a job array on a cluster does; results of the other parts are
+        given where they are there.
+    title : str
+        Of the progress bar, which estimates the time that is left.
+    progress : bool
+        Show it.
+
+    Returns
+    -------
+    results : list of Result
+        In the order of the jobs. A run that failed as a run (`RunError`) is a result with its error.
+
+    Raises
+    ------
+    InputError
+        What a job raised: its settings are wrong, and the sweep stops.
+    RunError
+        If results cannot be written, or a process dies.
+    """
+    i, n = part
+    if not 1 <= i <= n:
+        raise InputError(f"part {i} of {n}: parts are counted from 1 to {n}")
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the directory {folder}: {error.strerror}") from None
+    wanted = list({key(job): dict(job) for job in jobs}.items())
+    mine = [(name, job) for name, job in wanted[i - 1 :: n] if not (folder / f"{name}.json").exists()]
+    if mine:
+        _work(function, mine, folder, workers or cores(), title, progress, len(wanted[i - 1 :: n]))
+    return [_read(folder / f"{name}.json") for name, _ in wanted if (folder / f"{name}.json").exists()]
+
+
+def key(job: Job) -> str:
+    """The name under which a job's result is kept: its method and task, if it has them, and a hash of all it says."""
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+    return "-".join([*(str(job[part]) for part in ("method", "task") if job.get(part)), digest]).replace("/", "_")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _work(
+    function: Callable[[Job], dict[str, Any]],
+    jobs: Sequence[tuple[str, dict[str, Any]]],
+    folder: Path,
+    workers: int,
+    title: str,
+    progress: bool,
+    total: int,
+) -> None:
+    tasks = (joblib.delayed(_do)(function, job, str(folder / f"{name}.json")) for name, job in jobs)
+    with (
+        joblib.parallel_config("loky", n_jobs=min(workers, len(jobs)), inner_max_num_threads=1),
+        tqdm(
+            total=total, initial=total - len(jobs), desc=title, unit="run", disable=not progress, dynamic_ncols=True
+        ) as bar,
+    ):
+        for fault in joblib.Parallel(return_as="generator_unordered", batch_size=1)(tasks):
+            bar.update(1)
+            if fault is not None:
+                kind, message = fault
+                raise kind(message)
+
+
+def _do(function: Callable[[Job], dict[str, Any]], job: dict[str, Any], path: str) -> tuple[type, str] | None:
+    # In another process. A failed run is a result; wrong settings and faults of the program stop the sweep.
+    began, values, error = time.perf_counter(), {}, ""
+    with threadpoolctl.threadpool_limits(1):
+        try:
+            values = function(job)
+        except RunError as failed:
+            error = str(failed)
+        except InputError as wrong:
+            return InputError, f"{job}: {wrong}"
+        except Exception:
+            return RunError, f"{job} failed:\n{traceback.format_exc()}"
+    files.write_json(
+        path,
+        {"job": job, "values": values, "error": error, "seconds": round(time.perf_counter() - began, 2)},
+    )
+    return None
+
+
+def _read(path: Path) -> Result:
+    stored = files.read_json(path)
+    try:
+        return Result(**stored)
+    except TypeError:
+        raise InputError(f"{path} is not the result of a run: remove it") from None

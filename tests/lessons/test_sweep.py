@@ -1,0 +1,93 @@
+"""Sweeps: every job once, results kept, parts that together make the whole, and faults that are told."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lessons.common import sweep
+from minigpt.errors import InputError, RunError
+
+
+def square(job):
+    """A job that notes that it ran, and fails where it is told to."""
+    with open(job["log"], "a") as log:
+        log.write(f"{job['x']} {os.environ.get('OPENBLAS_NUM_THREADS')}\n")
+    if job.get("fails"):
+        raise {"run": RunError, "input": InputError, "fault": ZeroDivisionError}[job["fails"]](f"at {job['x']}")
+    return {"square": job["x"] ** 2}
+
+
+def jobs(tmp_path: Path, *numbers: int, **settings) -> list[dict]:
+    return [{"method": "m", "task": "a/b", "x": x, "log": str(tmp_path / "log"), **settings} for x in numbers]
+
+
+def ran(tmp_path: Path) -> list[int]:
+    log = tmp_path / "log"
+    return sorted(int(line.split()[0]) for line in log.read_text().splitlines()) if log.exists() else []
+
+
+def do(tmp_path: Path, work: list[dict], **settings) -> list[sweep.Result]:
+    return sweep.run(square, work, tmp_path / "results", **{"workers": 2, "progress": False, **settings})
+
+
+def test_every_job_is_done_once_and_kept(tmp_path: Path) -> None:
+    first = do(tmp_path, jobs(tmp_path, 3, 1, 2, 3))
+    assert [r.values["square"] for r in first] == [9, 1, 4]
+    assert [r.job["x"] for r in first] == [3, 1, 2]
+    assert ran(tmp_path) == [1, 2, 3]
+    again = do(tmp_path, jobs(tmp_path, 2, 4))
+    assert [r.values["square"] for r in again] == [4, 16]
+    assert ran(tmp_path) == [1, 2, 3, 4]
+    names = [path.name for path in (tmp_path / "results").iterdir()]
+    assert len(names) == 4
+    assert all(name.startswith("m-a_b-") for name in names)
+
+
+def test_each_worker_has_one_thread(tmp_path: Path) -> None:
+    do(tmp_path, jobs(tmp_path, 1, 2))
+    assert {line.split()[1] for line in (tmp_path / "log").read_text().splitlines()} == {"1"}
+
+
+def test_the_key_says_all_that_decides(tmp_path: Path) -> None:
+    assert sweep.key({"x": 1, "y": 2}) == sweep.key({"y": 2, "x": 1})
+    assert len({sweep.key(job) for job in ({"x": 1}, {"x": 2}, {"y": 1}, {"x": 1, "method": "m"})}) == 4
+
+
+def test_parts_make_the_whole_without_repeating(tmp_path: Path) -> None:
+    whole = jobs(tmp_path, *range(5))
+    one = do(tmp_path, whole, part=(1, 2))
+    assert ran(tmp_path) == [0, 2, 4]
+    assert [r.job["x"] for r in one] == [0, 2, 4]
+    both = do(tmp_path, whole, part=(2, 2))
+    assert ran(tmp_path) == [0, 1, 2, 3, 4]
+    assert [r.job["x"] for r in both] == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match="part 3 of 2"):
+        do(tmp_path, whole, part=(3, 2))
+
+
+def test_a_run_that_failed_is_a_result(tmp_path: Path) -> None:
+    good, bad = do(tmp_path, [*jobs(tmp_path, 1), *jobs(tmp_path, 2, fails="run")])
+    assert (good.error, good.values) == ("", {"square": 1})
+    assert (bad.error, bad.values) == ("at 2", {})
+    do(tmp_path, jobs(tmp_path, 2, fails="run"))
+    assert ran(tmp_path) == [1, 2]  # it would fail again
+
+
+@pytest.mark.parametrize(
+    ("fails", "kind", "text"), [("input", InputError, "at 7"), ("fault", RunError, "ZeroDivisionError")]
+)
+def test_wrong_settings_and_faults_stop_the_sweep(tmp_path: Path, fails: str, kind: type, text: str) -> None:
+    with pytest.raises(kind, match=text):
+        do(tmp_path, jobs(tmp_path, 7, fails=fails))
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_foreign_file_in_the_results_is_named(tmp_path: Path) -> None:
+    (work,) = jobs(tmp_path, 1)
+    path = tmp_path / "results" / f"{sweep.key(work)}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"something": "else"}))
+    with pytest.raises(InputError, match=path.name):
+        do(tmp_path, [work])
