@@ -653,10 +653,10 @@ class LoRA(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            if not 0 < alpha < math.inf:
-                raise InputError(f"lora_alpha is {alpha}; it must be above 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1")
+            if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+                raise InputError(f"lora_alpha is {alpha!r}; it must be a number above 0")
+        if not isinstance(self.lora_dropout, (int, float)) or not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
         if self.init_lora_weights not in (True, "gaussian", "pissa"):
             raise InputError(f"init_lora_weights is {self.init_lora_weights!r}; there are True, 'gaussian' and 'pissa'")
         if self.enable_lora is not None and not any(self.enable_lora):
@@ -724,7 +724,7 @@ class LoRA(Method):
         kind = DoRALinear if self.use_dora else LoRALinear
         adapted = kind(self.base(layer), A, B, alpha, self.use_rslora, self.lora_dropout)
         if self.init_lora_weights == "pissa":
-            A, B = pissa_init(layer.weight.data, r, adapted.scaling)
+            A, B = map(array, pissa_init(trunk.backend.to_numpy(layer.weight.data), r, adapted.scaling))
             adapted.lora_A.data, adapted.lora_B.data = A, B
             adapted.take_out(A.copy(), B.copy())
         return adapted
@@ -1220,9 +1220,11 @@ def lesson(run: Run) -> None:
     task = load_task(settings.data or plan.tasks[0], tokenizer, plan.records)
     run.heading(f"What it reaches: {lora_study.short(task)}")
     studies = lora_study.plan_studies(base, task, plan)
-    rates = lora_study.choose_rates(base, studies["methods"], task, plan, settings.seed)
-    results = lora_study.try_all(base, studies, task, plan, rates, settings.seed)
+    results = lora_study.try_all(base, studies, task, plan, settings.seed)
     lora_study.show_results(run, task, results, plan)
+    if plan.rate_factors:
+        losses = lora_study.try_rates(base, studies["methods"], task, plan, settings.seed)
+        lora_study.show_rates(run, losses, plan)
     compared = {lora_study.short(task): results["methods"]}
     unit = {lora_study.short(task): lora_study.loss_unit(task) if task.n_labels is None else "accuracy"}
     if settings.data is None:

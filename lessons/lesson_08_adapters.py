@@ -315,7 +315,7 @@ class Adapters(Method):
         Of the initial matrices; see `near_identity`.
     train_layernorm : bool
         Also the LayerNorms of the blocks that have adapters, and the final one, as Houlsby et al. do.
-    layers_to_transform : sequence of int, optional
+    layers_to_transform : int or sequence of int, optional
         Blocks that get adapters; all by default.
     """
 
@@ -323,7 +323,7 @@ class Adapters(Method):
     placement: str = "houlsby"
     init_std: float = 1e-3
     train_layernorm: bool = True
-    layers_to_transform: tuple[int, ...] | None = None
+    layers_to_transform: int | tuple[int, ...] | None = None
 
     learning_rate: ClassVar[float] = 1e-2
 
@@ -335,8 +335,9 @@ class Adapters(Method):
             raise InputError(f"no placement {self.placement!r}; there are {', '.join(PLACEMENTS)}")
         if not 0 <= self.init_std < math.inf:
             raise InputError(f"init_std is {self.init_std}; it must be a number of 0 or more")
-        if self.layers_to_transform is not None:
-            object.__setattr__(self, "layers_to_transform", tuple(self.layers_to_transform))
+        chosen = self.layers_to_transform
+        if chosen is not None:
+            object.__setattr__(self, "layers_to_transform", (chosen,) if isinstance(chosen, int) else tuple(chosen))
 
     def blocks(self, n_layer: int) -> tuple[int, ...]:
         """The blocks that get adapters.
@@ -346,7 +347,7 @@ class Adapters(Method):
         ValueError
             If there is no such block.
         """
-        chosen = tuple(range(n_layer)) if self.layers_to_transform is None else self.layers_to_transform
+        chosen: Any = tuple(range(n_layer)) if self.layers_to_transform is None else self.layers_to_transform
         odd = [i for i in chosen if not 0 <= i < n_layer]
         if odd or not chosen:
             what = f"block {odd[0]}" if odd else "no block"
@@ -514,8 +515,10 @@ class ScaledLinear(Layer):
 
     def forward(self, x: Array, ctx: Context) -> tuple[Array, Backward]:
         """(..., in) -> (..., out)."""
-        scale = self.ia3_l.data.reshape(-1)
+        ops, scale = ctx.backend.ops, self.ia3_l.data.reshape(-1)
         own = ctx.grad and self.ia3_l.trainable
+        weight, bias = self.inner.weight.data, self.inner.bias.data
+        again = not self.feedforward and weight.shape[0] < weight.shape[1]  # see `backward_scale`
         if self.feedforward:
             needs_dx = ctx.needs_input_gradient(self.ia3_l)
             scaled, kept = x * scale, x if own else None
@@ -523,11 +526,14 @@ class ScaledLinear(Layer):
         else:
             unscaled, inner_back = self.inner.forward(x, ctx)
             needs_dx = ctx.needs_input_gradient(self.ia3_l)
-            y, kept = unscaled * scale, unscaled if own else None
+            y, kept = unscaled * scale, (x if again else unscaled) if own else None
 
         def backward_scale(d: Array, grads: Gradients) -> Array | None:
             if kept is not None:
-                grads.add(self.ia3_l, scale_backward_vector(d, kept).reshape(self.ia3_l.data.shape))
+                # What was scaled; a wide output is computed again from its narrow input: with three times the memory
+                # kept, IA3 would need as much as full fine-tuning.
+                what = ops.linear_forward(kept, weight, bias) if again else kept
+                grads.add(self.ia3_l, scale_backward_vector(d, what).reshape(self.ia3_l.data.shape))
             return scale_backward_input(d, scale) if needs_dx else None
 
         def backward(dy: Array, grads: Gradients) -> Array | None:
@@ -895,7 +901,9 @@ def lesson(run: Run) -> None:
             )
     init = results[names[0]]["init"]
     near, far = (init[f"{std:g}"].loss for std in (1e-3, plan.init_stds[-1]))
-    run.report("loss_of_a_large_start", [f - n for n, f in zip(near, far, strict=True)], "nats more")
+    dearer = [f - n for n, f in zip(near, far, strict=True) if math.isfinite(f - n)]
+    if dearer:
+        run.report("loss_of_a_large_start", dearer, "nats more")
     run.results |= {
         "outcomes": {
             name: {kind: {label: o.as_record() for label, o in found.items()} for kind, found in outcomes.items()}

@@ -398,7 +398,7 @@ class PPO:
         If a number is outside its range.
     """
 
-    beta: float = 0.03
+    beta: float = 0.2
     target_kl: float | None = None
     horizon: float = 1000.0
     gamma: float = 1.0

@@ -826,7 +826,8 @@ def show_methods(run: Run, base: GPT, tasks: Sequence[Task], sizes: Sizes, seeds
         run.say(table(rows, [task.name, measure]) + "\n")
         for name in COMPARED:
             unit = "accuracy" if isinstance(task, LabelTask) else "nats a token"
-            run.report(f"{name}_on_{task.name.rpartition('.')[2]}", scores[task.name][name], unit)
+            short = task.name.rpartition(".")[2].replace("-", "_")
+            run.report(f"{name}_on_{short}", scores[task.name][name], unit)
     run.results["scores"] = scores
     labelled = {task.name: isinstance(task, LabelTask) for task in tasks}
     run.picture("methods", quantization_pictures.methods_picture(scores, labelled))

@@ -293,6 +293,8 @@ def _library() -> ModuleType:
     for name in ("random", "standard_normal", "integers", "uniform", "exponential"):
         setattr(Generator, name, _draw(name))
     ndarray.__module__ = Generator.__module__ = "standin"  # where `kernels.array.namespace` looks
+    library.linalg = ModuleType("standin.linalg")
+    library.linalg.svd = lambda a, full_matrices=True: tuple(map(wrap, np.linalg.svd(_inside(a), full_matrices)))
     library.ndarray = ndarray
     library.random = ModuleType("standin.random")
     library.random.Generator = Generator

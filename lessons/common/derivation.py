@@ -98,6 +98,5 @@ def require(checks: Sequence[Check], what: str = "training") -> None:
     failing = [c for c in checks if not c.ok]
     if failing:
         missing = sum(c.missing for c in failing)
-        raise RunError(
-            f"{len(failing) - missing} gradients are wrong and {missing} not written yet (see above); {what} needs them all"
-        )
+        wrong = len(failing) - missing
+        raise RunError(f"{wrong} gradients are wrong and {missing} not written yet (see above); {what} needs them all")

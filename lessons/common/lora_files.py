@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -99,7 +98,12 @@ def pattern_value(setting: str, pattern: Mapping[str, Any], names: Sequence[str]
     ValueError
         If a key fits none of the target layers.
     """
-    fits = {key: {name for name in names if re.match(rf"(.*\.)?({key})$", name)} for key in pattern}
+    fits: dict[str, set[str]] = {}
+    for key in pattern:
+        try:
+            fits[key] = {name for name in names if re.match(rf"(.*\.)?({key})$", name)}
+        except re.error as error:
+            raise InputError(f"{setting} has {key!r}, which is no regular expression: {error}") from None
     for key, hits in fits.items():
         if not hits:
             raise InputError(f"{setting} has {key!r}, which fits none of the target layers: {', '.join(names)}")
@@ -195,14 +199,11 @@ def method_settings(config: Mapping[str, Any], directory: str | Path) -> dict[st
         raise InputError(f"{path} lacks {', '.join(missing)}")
     unknown = config.keys() - USED - WITHOUT_EFFECT - INERT.keys()
     refuse_settings(config, INERT | {name: (None, False, {}, [], "") for name in sorted(unknown)}, path)
-    r, alpha = config["r"], config["lora_alpha"]
-    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise InputError(f"{path}: lora_alpha is {alpha!r}; it must be a number")
     target = config["target_modules"]
     init = config.get("init_lora_weights")
     return {
-        "r": r,
-        "lora_alpha": alpha,
+        "r": config["r"],
+        "lora_alpha": config["lora_alpha"],
         "target_modules": target if isinstance(target, str) else tuple(target or ()),
         "rank_pattern": dict(config.get("rank_pattern") or {}),
         "alpha_pattern": dict(config.get("alpha_pattern") or {}),

@@ -1,7 +1,7 @@
 """One base model, several adapters, and every row of a batch with the one it asks for.
 
 Rows with the same adapter go through it together, so a batch costs one pass through the base and one thin product an
-adapter, however its rows are mixed (Sheng et al. 2023, "S-LoRA", arXiv:2311.03285, section 5).
+adapter, however its rows are mixed (Sheng et al. 2023, "S-LoRA", arXiv:2311.03285).
 """
 
 from __future__ import annotations

@@ -55,8 +55,7 @@ class Plan:
     label_steps : int
         Training steps there.
     rate_factors : tuple of float
-        Factors on each method's usual learning rate, of which the best one on the validation split is taken. Where
-        there are none, `RATES` has what was found so.
+        Factors on each method's learning rate that are tried on pairs, to see whether a method loses by its rate.
     seeds, headline : int
         Of the ablations, and of the comparison of methods.
     scored : int or None
@@ -90,13 +89,11 @@ class Plan:
 CORE = Plan()
 FULL = replace(
     CORE,
-    budget=replace(CORE.budget, steps=200),
     ranks=(1, 2, 4, 8, 16, 32, 64),
     rs_ranks=(1, 2, 4, 8, 16, 32, 64),
     alphas=(1, 4, 16, 64, 256),
     targets=True,
     labelled=(),
-    label_steps=150,
     rate_factors=(1 / 3, 1.0, 3.0),
     seeds=3,
     headline=5,
@@ -121,7 +118,7 @@ QUICK = replace(
 )
 
 RATES = {"full": 3e-3}
-"""Learning rates on pairs that are not the method's usual one, as that search has found them."""
+"""Learning rates on pairs that are not the method's usual one; a full run shows what others would give."""
 
 # ---------------------------------------------------------------------------------------------- what is tried
 
@@ -181,10 +178,11 @@ MATRICES: dict[str, dict[str, Any]] = {
 
 
 def at_budget(base: GPT, target: Mapping[str, Any], parameters: int, n_labels: int | None) -> Method:
-    """LoRA on these matrices with the rank that trains nearest to so many parameters."""
+    """LoRA on these matrices with the rank that trains nearest to so many parameters; s = 2 at any rank."""
     at_one = make("lora", r=1, **target).apply(base)
     each = sum(p.data.size for p in at_one.parameters() if p.trainable)
-    return make("lora", r=max(1, round(parameters / each)), n_labels=n_labels, **target)
+    r = max(1, round(parameters / each))
+    return make("lora", r=r, lora_alpha=2 * r, n_labels=n_labels, **target)
 
 
 def plan_studies(base: GPT, task: Task, plan: Plan) -> dict[str, dict[str, Method]]:
@@ -208,22 +206,24 @@ def plan_studies(base: GPT, task: Task, plan: Plan) -> dict[str, dict[str, Metho
     return studies
 
 
-def choose_rates(base: GPT, methods: Mapping[str, Method], task: Task, plan: Plan, seed: int) -> dict[str, float]:
-    """The learning rate of each kind of method: the one that ends with the least validation loss."""
-    if not plan.rate_factors:
-        return RATES if task.n_labels is None else {}
-    chosen: dict[str, float] = {}
-    grid = [(method, method.learning_rate * factor) for method in methods.values() for factor in plan.rate_factors]
-    lowest: dict[str, float] = {}
-    for method, lr in tqdm(grid, desc=f"{task.name}: learning rates", unit="run"):
+def rates_for(task: Task) -> dict[str, float]:
+    """Learning rate by the method's name, where it is not the method's usual one."""
+    return RATES if task.n_labels is None else {}
+
+
+def try_rates(base: GPT, methods: Mapping[str, Method], task: Task, plan: Plan, seed: int) -> dict[str, list[float]]:
+    """Validation loss of each method at several factors of its learning rate; infinite where it diverged."""
+    found: dict[str, list[float]] = {name: [] for name in methods}
+    grid = [(name, method, factor) for name, method in methods.items() for factor in plan.rate_factors]
+    for name, method, factor in tqdm(grid, desc=f"{short(task)}: learning rates", unit="run"):
+        lr = rates_for(task).get(method.name, method.learning_rate) * factor
         try:
             run = fine_tune(method, base, task, replace(plan.budget, lr=lr, evaluations=1), seed)
-        except RunError:  # it diverged: not this rate
-            continue
-        loss = run.history.eval_losses[-1]
-        if loss < lowest.get(method.name, math.inf):
-            lowest[method.name], chosen[method.name] = loss, lr
-    return chosen
+        except RunError:
+            found[name].append(math.inf)
+        else:
+            found[name].append(run.history.eval_losses[-1])
+    return found
 
 
 def try_all(
@@ -231,7 +231,6 @@ def try_all(
     studies: Mapping[str, Mapping[str, Method]],
     task: Task,
     plan: Plan,
-    rates: Mapping[str, float],
     first_seed: int,
 ) -> dict[str, dict[str, Outcome]]:
     """Train and score all of a task's methods, those of the study "methods" with as many seeds as the headline has.
@@ -246,8 +245,6 @@ def try_all(
         As `plan_studies` gives them.
     task : Task
     plan : Plan
-    rates : dict of str to float
-        Learning rate by the method's name, where it is not the method's usual one.
     first_seed : int
     """
     seeds = {
@@ -262,7 +259,7 @@ def try_all(
             bar.set_postfix_str(f"{study}: {name}")
             key = repr(method)
             if key not in done:
-                budget = replace(plan.budget, lr=rates.get(method.name))
+                budget = replace(plan.budget, lr=rates_for(task).get(method.name))
                 runs = [fine_tune(method, base, task, budget, seed) for seed in seeds[study]]
                 scores = [task.score(run.model, limit=plan.scored) for run in runs]
                 done[key] = Outcome(
@@ -419,8 +416,10 @@ def _lines(axes: Any, shown: Sequence[tuple[str, Mapping[str, Outcome], str]], f
         x = [int(place) for place in outcomes]
         means = [math.fsum(o.loss) / len(o.loss) for o in outcomes.values()]
         for place, o in zip(x, outcomes.values(), strict=True):
-            axes.scatter([place] * len(o.loss), o.loss, color=colour, s=16, alpha=0.6, linewidth=0, zorder=3)
-        axes.plot(x, means, color=colour, marker="o" if len(x) == 1 else None)
+            axes.scatter(
+                [place] * len(o.loss), o.loss, color=colour, s=16, alpha=0.6, linewidth=0, zorder=3, clip_on=False
+            )
+        axes.plot(x, means, color=colour, marker="o" if len(x) == 1 else None, clip_on=False)
         ends.append(End(x[-1], means[-1], name, colour))
     level = math.fsum(full.loss) / len(full.loss)
     axes.axhline(level, color=plotting.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -542,8 +541,13 @@ def try_labelled(base: GPT, task: Task, plan: Plan, seed: int) -> dict[str, Outc
     methods = relatives(plan.rank, task.n_labels)
     methods = {name: method for name, method in methods.items() if name in plan.labelled or not plan.labelled}
     plan = replace(plan, budget=replace(plan.budget, steps=plan.label_steps))
-    rates = choose_rates(base, methods, task, plan, seed)
-    return try_all(base, {"methods": methods}, task, plan, rates, seed)["methods"]
+    return try_all(base, {"methods": methods}, task, plan, seed)["methods"]
+
+
+EXPECTED = """\
+  expect the loss to fall with the rank: the base has hardly seen such pairs, and a low rank cannot carry all that is
+  new. At a high rank α/r leaves LoRA a small step and α/√r does not: there rsLoRA should be far ahead, and level with
+  full fine-tuning, which at equal steps beats every adapter of rank 8 here."""
 
 
 def show_results(run: Run, task: Task, results: Mapping[str, Mapping[str, Outcome]], plan: Plan) -> None:
@@ -552,6 +556,8 @@ def show_results(run: Run, task: Task, results: Mapping[str, Mapping[str, Outcom
     for study, outcomes in results.items():
         if outcomes:
             run.say(outcome_table(outcomes, titles.get(study, study)) + "\n")
+    if run.settings.data is None:
+        run.say(EXPECTED)
     run.picture("rank", rank_picture(results, results["methods"]["full fine-tuning"], task, plan.rank))
     if "matrices" in results:
         run.picture("matrices", matrices_picture(results["matrices"], task))
@@ -560,6 +566,15 @@ def show_results(run: Run, task: Task, results: Mapping[str, Mapping[str, Outcom
     }
     for name, outcome in results["methods"].items():
         run.report(f"{short(task)}: {name}", outcome.loss, "test loss")
+
+
+def show_rates(run: Run, losses: Mapping[str, Sequence[float]], plan: Plan) -> None:
+    """Validation loss of every method at other learning rates."""
+    headers = ["validation loss", *(f"learning rate × {factor:.2g}" for factor in plan.rate_factors)]
+    run.say(table([[name, *(f"{loss:.3f}" for loss in row)] for name, row in losses.items()], headers))
+    run.results["rates"] = {"factors": plan.rate_factors} | {
+        name: [loss if math.isfinite(loss) else None for loss in row] for name, row in losses.items()
+    }
 
 
 def show_learnt(
@@ -612,7 +627,7 @@ def show_learnt(
     ]
     run.say(f"  two seeds, {name}: do the first directions agree?")
     run.say(table(rows, ["of", "first one", "by chance", f"first {len(grids['A'][0])}", "by chance"]))
-    run.say("\n  A alone is still mostly what it was drawn as; the product shows what has been learnt.")
+    run.say("\n  expect another seed to find the first direction again, far above chance, and later ones less and less")
     run.results["similarity"] = {what: {"measured": g.tolist(), "chance": f.tolist()} for what, (g, f) in grids.items()}
     grid, floor = grids["B A"]
     run.report("similarity_above_chance", float(grid[0, 0] - floor[0, 0]), "of 1")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from kernels.array import Array
 from lessons.common import plotting
@@ -248,7 +249,14 @@ def components_picture(
             axes.scatter(points[:, 0], points[:, 1], color=colour, s=14, alpha=0.6, linewidth=0)
             top = (float(np.median(points[:, 0])), float(points[:, 1].max()))
             axes.annotate(
-                name, top, xytext=(0, 7), textcoords="offset points", color=colour, weight="bold", ha="center"
+                name,
+                top,
+                xytext=(0, 7),
+                textcoords="offset points",
+                color=colour,
+                weight="bold",
+                ha="center",
+                path_effects=[withStroke(linewidth=3, foreground="white")],
             )
         axes.margins(0.08)
         axes.axvline(0, color=plotting.GREY, linewidth=0.8)

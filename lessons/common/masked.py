@@ -9,7 +9,7 @@ is not selected cannot move: neither by weight decay nor by momentum.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from minigpt import GPT
 from minigpt.context import Context
 from minigpt.errors import InputError
 from minigpt.layers import Backward, Dropout, Layer
+from minigpt.optim import ParameterGroup
 from minigpt.parameters import Gradients, Parameter
 
 Masks = Mapping[str, np.ndarray]
@@ -426,6 +427,10 @@ PLACES = ".places"
 """Ending of the names under which the places of selected entries are saved."""
 
 
+UNDER_A_HEAD = 0.3
+"""Factor on the learning rate of selected entries under a fresh classifier head."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskedMethod(Method):
     """Trains entries that a subclass selects with `masks`, and leaves the rest as it is.
@@ -461,6 +466,12 @@ class MaskedMethod(Method):
         """The model under a fresh classifier head."""
         assert self.n_labels is not None
         return MaskedClassifier(trunk, self.n_labels, seed)
+
+    def groups(self, tuned: Tuned) -> Sequence[ParameterGroup]:
+        """Under a fresh head the selected entries go slower: its first gradients say little of where to go."""
+        if isinstance(tuned, Classifier):
+            return (ParameterGroup(f"*{SUFFIX}", lr_scale=UNDER_A_HEAD),)
+        return ()
 
     def merge(self, tuned: Tuned) -> GPT:
         """An ordinary GPT with the trained values in their places."""

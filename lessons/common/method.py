@@ -184,10 +184,16 @@ class Method:
     def from_settings(cls, settings: Any, path: Path) -> Any:
         """The method with these settings, as `path` has them."""
         known = {f.name for f in fields(cls)}
-        if not isinstance(settings, dict) or settings.keys() != known:
-            odd = sorted(known ^ set(settings or ()))
+        if not isinstance(settings, dict):
+            raise InputError(f"{path} holds no settings")
+        odd = sorted(known ^ settings.keys())
+        if odd:
             raise InputError(f"{path}: settings do not fit {cls.name}: {', '.join(odd)} missing or unknown")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        try:
+            return cls(**given)
+        except TypeError as error:  # a value of a type that it cannot be compared with
+            raise InputError(f"{path}: settings do not fit {cls.name}: {error}") from None
 
     def state(self, tuned: Tuned) -> dict[str, np.ndarray]:
         """What is saved, by name: the trainable parameters."""

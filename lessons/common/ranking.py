@@ -13,9 +13,10 @@ import numpy as np
 
 from lessons import METHODS
 from lessons.common import sweep
+from lessons.common.classifier import Classifier
 from lessons.common.forest import spearman, top_overlap
 from lessons.common.groups import ChosenGroups, Interventions, Study, compared, parameter_groups, study
-from lessons.common.method import Method
+from lessons.common.method import Method, Tuned
 from lessons.common.ranking_pictures import ranking_picture, sweep_picture
 from lessons.common.runner import Run
 from lessons.common.sweep import Job
@@ -24,6 +25,7 @@ from lessons.common.tasks import Task, load_task
 from lessons.common.tuning import Budget, fine_tune
 from minigpt import GPT, RunError, bases
 from minigpt.objectives import Batch
+from minigpt.optim import ParameterGroup
 
 
 class Everything(Method):
@@ -34,6 +36,10 @@ class Everything(Method):
     def install(self, trunk: GPT, seed: int, data: Sequence[Batch] | None) -> None:
         """Free all parameters."""
         trunk.unfreeze()
+
+    def groups(self, tuned: Tuned) -> Sequence[ParameterGroup]:
+        """A fresh head goes faster than the trunk."""
+        return (ParameterGroup("score*", lr_scale=10.0),) if isinstance(tuned, Classifier) else ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ QUICK = Plan("base-xs", labels="topic", records=64, densities=(0.01,), pair_step
              scored=8, masks_per_group=6, trees=25, rows=4, workers=1)  # fmt: skip
 HEADLINE = 0.01
 HEADLINE_SEEDS = 5
+CONTROLS = ("magnitude", "random", "bottom_k")
 PROOF = 0.1
 """Share of the entries in the proof of the group ranking."""
 
@@ -90,10 +97,9 @@ PROOF = 0.1
 def rate(density: float, task: Task) -> float:
     """Peak of the learning rate, the same for every ranking: the fewer entries, the farther each has to go.
 
-    Under a fresh head a tenth of it: larger rates carry the trunk away before the head has learnt anything.
+    With labels it is that of the head, which is trained in every run; see `MaskedMethod.groups`.
     """
-    lr = min(0.03, 0.003 / math.sqrt(density))
-    return lr if task.n_labels is None else lr / 10
+    return min(0.03, 0.003 / math.sqrt(density)) if task.n_labels is None else 0.01
 
 
 @lru_cache(maxsize=4)
@@ -146,18 +152,21 @@ def show_sweep(
             if density == HEADLINE:
                 jobs += [job(run, plan, name, task, "gradient", density, seed, per_tensor=True) for seed in seeds]
     found: Found = {name: {} for name in tasks}
+    accuracies: dict[str, list[float]] = {}
     for result in sweep.run(one_run, jobs, scratch, plan.workers, title="fine-tuning"):
         told, task = result.job, tasks[result.job["data"]]
         score = told["score"] + (", per tensor" if told["per_tensor"] else "")
         if result.error:
             raise RunError(f"{told['data']}, {score}, {100 * told['density']:g} %: {result.error}")
         by_density = found[told["data"]].setdefault(score, {})
-        by_density.setdefault(told["density"], []).append(result.values[figure_of(task)])
+        by_density.setdefault(told["density"], []).append(result.values["loss"])
+        if task.n_labels is not None and (told["density"] in (HEADLINE, 1.0)):
+            accuracies.setdefault(score, []).append(result.values["accuracy"])
     lines = {}
     for name, task in tasks.items():
-        of_task, figure = found[name], figure_of(task)
+        of_task = found[name]
         shared = sorted({d for by in of_task.values() for d in by if d < 1})
-        before = {"base": task.score(base, limit=plan.scored)[figure]} if task.n_labels is None else {}
+        before = {"base": task.score(base, limit=plan.scored)["loss"]} if task.n_labels is None else {}
         full = of_task.pop("full")[1.0]
         lines[name] = {"all entries": float(np.mean(full))}
         table_rows = [[score, *(spread(by[d]) if d in by else "" for d in shared)] for score, by in of_task.items()]
@@ -166,14 +175,19 @@ def show_sweep(
         run.say(f"\n  {name}: {unit_of(task)} on the test split")
         run.say(table(table_rows, ["trained", *(f"{100 * d:g} %" for d in shared)]))
         for density in shared:
-            run.say(
-                f"  {verdict({score: by[density] for score, by in of_task.items() if density in by}, density, task)}"
-            )
+            at = {score: by[density] for score, by in of_task.items() if density in by}
+            run.say(f"  {verdict(at, density)}")
         short = "own" if run.settings.data else "pairs" if task.n_labels is None else "labels"
         shown = HEADLINE if HEADLINE in shared else shared[0]
         for score in ("gradient", "fisher", "magnitude", "random", "bottom_k"):
-            run.report(f"{short}_{figure}_{score}", of_task[score][shown], unit_of(task))
-        run.report(f"{short}_{figure}_all", full, unit_of(task))
+            run.report(f"{short}_loss_{score}", of_task[score][shown], unit_of(task))
+        run.report(f"{short}_loss_all", full, unit_of(task))
+    if accuracies:
+        run.say(f"\n  accuracy with labels, {100 * HEADLINE:g} % trained and the head:")
+        run.say(table([[score, spread(values)] for score, values in accuracies.items()], ["trained", "accuracy"]))
+    for score in accuracies.keys() & {"gradient", "random", "full"}:
+        run.report(f"labels_accuracy_{score}", accuracies[score], "share")
+    run.results["accuracy"] = accuracies
     run.results["sweep"] = {
         name: {score: {str(d): values for d, values in by.items()} for score, by in of_task.items()}
         for name, of_task in found.items()
@@ -198,27 +212,20 @@ def job(
     }  # fmt: skip
 
 
-def verdict(values: Mapping[str, Sequence[float]], density: float, task: Task) -> str:
+def verdict(losses: Mapping[str, Sequence[float]], density: float) -> str:
     """Whether looking at gradients was worth it at one density: the best such ranking beside the best control."""
-    sign = 1 if task.n_labels is None else -1  # a loss is better when it is lower
-    means = {score: float(np.mean(v)) for score, v in values.items()}
-    control = min(("magnitude", "random", "bottom_k"), key=lambda score: sign * means[score])
-    informed = min((s for s in means if s not in ("magnitude", "random", "bottom_k")), key=lambda s: sign * means[s])
-    better = sign * means[informed] < sign * means[control]
+    means = {score: float(np.mean(v)) for score, v in losses.items()}
+    control = min(CONTROLS, key=lambda score: means[score])
+    informed = min((score for score in means if score not in CONTROLS), key=lambda score: means[score])
     return (
         f"at {100 * density:g} %: {informed} {means[informed]:.3f}, best control {control} {means[control]:.3f}: "
-        f"the ranking {'pays' if better else 'does not pay'}"
+        f"the ranking {'pays' if means[informed] < means[control] else 'does not pay'}"
     )
 
 
-def figure_of(task: Task) -> str:
-    """What a task is judged by: the loss of completions, the accuracy of labels."""
-    return "loss" if task.n_labels is None else "accuracy"
-
-
 def unit_of(task: Task) -> str:
-    """Of that figure."""
-    return "loss (nats a token)" if task.n_labels is None else "accuracy"
+    """What all runs are judged by: of completions or of labels."""
+    return f"loss (nats a {'token' if task.n_labels is None else 'text'})"
 
 
 def show_forest(run: Run, plan: Plan, base: GPT, name: str, task: Task, scratch: Path) -> None:
@@ -266,7 +273,7 @@ def show_forest(run: Run, plan: Plan, base: GPT, name: str, task: Task, scratch:
         result = results[sweep.key(told)]
         if result.error:
             raise RunError(f"{title}: {result.error}")
-        proof.setdefault(title, []).append(result.values[figure_of(task)])
+        proof.setdefault(title, []).append(result.values["loss"])
     run.say(f"\n  the proof: {100 * PROOF:g} % of the entries trained, taken group by group in each order")
     run.say(table([[title, spread(values)] for title, values in proof.items()], ["order", unit_of(task)]))
     for title in ("forest, top", "forest, per entry", "forest, bottom", "random groups"):

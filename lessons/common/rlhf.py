@@ -603,11 +603,11 @@ class PPOSettings:
     """
 
     loss: Any
-    iterations: int = 30
+    iterations: int = 20
     episodes: int = 64
     epochs: int = 2
     minibatches: int = 2
-    lr: float = 6e-4
+    lr: float = 4e-4
     missing_eos_penalty: float = 1.0
 
     def __post_init__(self) -> None:

@@ -94,6 +94,8 @@ def calibration(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         correlation = np.corrcoef(true, learnt)[0, 1] if np.std(true) and np.std(learnt) else math.nan
         axis.set_title(f"{name}\nr = {correlation:.2f}, mean true {np.mean(true):.2f}", fontsize=11)
         axis.set_xlabel(AXES["true"])
+        axis.set_xlim(-0.03, 1.03)
+        axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes[0, 0].set_ylabel(AXES["learnt"])
     return figure
 

@@ -212,3 +212,13 @@ def test_it_copies_and_pickles():
         twin[0] = 7
         assert isinstance(twin, ndarray)
         assert x.get().tolist() == [0, 1, 2]
+
+
+def test_singular_values_are_numpys() -> None:
+    host = np.random.default_rng(0).standard_normal((4, 3))
+    parts = standin.linalg.svd(standin.asarray(host), full_matrices=False)
+    for ours, theirs in zip(parts, np.linalg.svd(host, full_matrices=False), strict=True):
+        assert type(ours) is standin.ndarray
+        assert (ours.get() == theirs).all()
+    with pytest.raises(TypeError, match="stand-in array"):
+        np.linalg.svd(parts[0])

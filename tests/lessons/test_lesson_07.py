@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from matplotlib.image import imread
 
 from kernels import get_backend, linear
 from lessons import lesson_07_lora as lesson
-from lessons.common import derivation, gradcheck, lora_files, runner
+from lessons.common import derivation, gradcheck, lora_files, lora_study, runner
 from lessons.common.classifier import Classification
 from lessons.common.lora_serving import BASE
 from lessons.common.measure import count_products, held_bytes
@@ -29,6 +30,7 @@ from minigpt.objectives import LanguageModelling
 from minigpt.parameters import Gradients
 from minigpt.training import TrainConfig
 from tests.helpers import assert_gradient, error, nan_like
+from tests.standin import BACKEND as STANDIN
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lora.npz"
 V = 13
@@ -164,6 +166,12 @@ def test_impossible_mixtures(weights: Any, how: str, rank: Any, said: str) -> No
         lesson.mix_adapters([{"layer": random_factors(rng, 2)}, {"layer": random_factors(rng, 2)}], weights, how, rank)
 
 
+def test_linear_needs_equal_ranks() -> None:
+    rng = np.random.default_rng(4)
+    with pytest.raises(InputError, match=r"ranks \[2, 3\]"):
+        lesson.mix_adapters([{"it": random_factors(rng, 2)}, {"it": random_factors(rng, 3)}], (1.0, 1.0), "linear")
+
+
 # ---------------------------------------------------------------------------------------------- whole models
 
 METHODS: dict[str, lesson.LoRA] = {
@@ -208,11 +216,39 @@ def test_every_gradient_of_a_tuned_model(name: str, monkeypatch: pytest.MonkeyPa
     targets[0, 1:3] = -100
     _, grads = tuned.loss_and_grads(ids, targets)
     assert set(grads) == trained_names(tuned)
+    data = {"ids": ids, "targets": targets}
+    total = LanguageModelling().total(data)
     checks = gradcheck.check_parameters(
-        tuned.parameters(), lambda: tuned.loss_and_grads(ids, targets)[0], grads, tuned.backend
+        tuned.parameters(),
+        lambda: LanguageModelling().forward(tuned, data, total, tuned.context())[0],
+        grads,
+        tuned.backend,
     )
     assert {c.name for c in checks} == {each.removeprefix("transformer.") for each in grads}
     assert [c.fault for c in checks if not c.ok] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_on_another_array_library(name: str) -> None:
+    """No layer asks NumPy for what belongs to the device: the same gradients on the stand-in for one."""
+    here, there = model(), GPT(model().config, dtype="float64", backend=STANDIN)
+    for a, b in zip(here.parameters(), there.parameters(), strict=True):
+        b.data = there.backend.asarray(a.data)
+    tuned = [METHODS[name].apply(base) for base in (here, there)]
+    for each in tuned:
+        rng = np.random.default_rng(0)
+        for p in each.parameters():
+            if p.trainable:
+                p.data = p.data + each.backend.asarray(0.1 * rng.standard_normal(tuple(p.data.shape)))
+    loss, grads = tuned[0].loss_and_grads(tokens(), tokens(seed=6))
+    other, theirs = tuned[1].loss_and_grads(tokens(), tokens(seed=6))
+    assert other == pytest.approx(loss, rel=1e-9)
+    for parameter, gradient in grads.items():
+        assert error(tuned[1].backend.to_numpy(theirs[parameter]), gradient, floor=1e-6) < 1e-9
+    merged = METHODS[name].merge(tuned[1])
+    assert (
+        error(merged.backend.to_numpy(merged.logits(tokens())), METHODS[name].merge(tuned[0]).logits(tokens())) < 1e-9
+    )
 
 
 def test_gradients_with_dropout_below_and_beside() -> None:
@@ -561,7 +597,9 @@ def test_target_names_are_short_where_they_can_be(tmp_path: Path) -> None:
         ({"target_modules": "c_attn"}, "must be a list"),
         ({"target_modules": []}, "must be a list"),
         ({"layers_to_transform": [2]}, r"layers_to_transform is \[2\]; blocks are 0 to 1"),
-        ({"lora_alpha": 0}, "lora_alpha is 0; it must be above 0"),
+        ({"lora_alpha": 0}, "lora_alpha is 0; it must be a number above 0"),
+        ({"rank_pattern": {"c_attn(": 2}}, r"'c_attn\(', which is no regular expression"),
+        ({"lora_dropout": "much"}, "lora_dropout is 'much'"),
         ({"alpha_pattern": {"c_attn": -1}}, "lora_alpha is -1"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
@@ -830,6 +868,34 @@ def test_lesson_on_the_users_own_labels(tmp_path: Path, capsys: Any) -> None:
     assert lesson.main(["--quick", "--brief", "--data", str(path), "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "lesson-07" / "record.json").read_text(encoding="utf-8"))
     assert any(name.endswith(": LoRA") for name in record["figures"])
+
+
+def test_full_run_makes_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    small = replace(
+        lora_study.QUICK,
+        seeds=1,
+        headline=2,
+        targets=False,
+        alphas=(),
+        rate_factors=(),
+        labelled=("full fine-tuning", "LoRA", "head only"),
+    )
+    monkeypatch.setattr(lora_study, "FULL", small)
+    assert lesson.main(["--full", "--brief", "--out", str(tmp_path)]) == 0
+    committed = json.loads((tmp_path / "records" / "lesson-07.json").read_text(encoding="utf-8"))
+    assert committed["bands"]["rewriting: LoRA"]["seeds"] == 2
+    assert len(set(committed["figures"]["rewriting: DoRA"]["values"])) == 2
+    assert len(committed["results"]["rewriting"]["rank"]["1"]["loss"]) == 1
+
+
+def test_core_and_full_train_alike() -> None:
+    """The bands of a full run are for the core run: what both report, both do with the same budget."""
+    for name in ("base", "tasks", "records", "budget", "label_steps", "rank", "scored"):
+        assert getattr(lora_study.CORE, name) == getattr(lora_study.FULL, name), name
+    assert set(lora_study.CORE.ranks) <= set(lora_study.FULL.ranks)
+    assert max(lora_study.CORE.ranks) == max(lora_study.FULL.ranks)
+    assert lora_study.FULL.headline >= 5
+    assert lora_study.FULL.seeds >= 3
 
 
 def test_bad_data_gets_one_line_and_code_2(tmp_path: Path, capsys: Any) -> None:

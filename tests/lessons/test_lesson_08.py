@@ -153,7 +153,7 @@ ODD = GPTConfig(vocab_size=7, n_positions=5, n_embd=10, n_layer=3, n_head=2, n_i
 COUNTED = [
     *(Adapters(bottleneck=m, placement=p, train_layernorm=ln) for p in PLACEMENTS for m in (1, 7) for ln in (0, 1)),
     Adapters(bottleneck=4, layers_to_transform=(0, 2)),
-    Adapters(bottleneck=4, layers_to_transform=(1,), train_layernorm=False),
+    Adapters(bottleneck=4, layers_to_transform=1, train_layernorm=False),
     BitFit(),
     IA3(),
     IA3(target_modules=("c_proj", "c_fc"), feedforward_modules=("c_fc",)),
@@ -350,7 +350,7 @@ def test_no_gradient_is_made_that_nobody_needs() -> None:
     all_backward = count_products(everything, LanguageModelling(), batches(0))[1]
     for method in (BitFit(), IA3()):
         assert products(method)[1].calls["linear_backward_weight"] == 0
-        assert products(method)[1].total < 0.6 * all_backward.total
+        assert products(method)[1].total < 0.7 * all_backward.total
     for placement, (_, sublayers) in PLACEMENTS.items():
         calls = products(Adapters(bottleneck=2, placement=placement, train_layernorm=False))[1].calls
         n = CONFIG.n_layer * len(sublayers)
@@ -367,9 +367,21 @@ def test_no_gradient_is_made_that_nobody_needs() -> None:
     assert top.calls["attention_backward"] == 0
     assert top.calls["linear_backward_input"] == 1 + 1  # the head, and into the bottleneck
     # the head, four matrices of the upper block, and all but c_attn of the lower one: the lowest scale lies above that
-    assert products(IA3())[1].calls["linear_backward_input"] == 1 + 4 + 3
+    scales = products(IA3())[1].calls
+    assert scales["linear_backward_input"] == 1 + 4 + 3
+    assert scales["linear_forward"] == CONFIG.n_layer  # c_attn's output, which is not kept
     ia3 = products(IA3(target_modules=("mlp.c_proj",)))[1].calls
     assert ia3["attention_backward"] == CONFIG.n_layer - 1
+
+
+def test_frozen_adapters_hand_the_gradient_on_and_make_none() -> None:
+    tuned = moved(Adapters(bottleneck=2).apply(random_model()))
+    tuned.freeze(["*.adapter.*"])
+    check_gradients(tuned)
+    backward = count_products(
+        tuned, LanguageModelling(), {name: array[:, :5] % 7 for name, array in batches(0).items()}
+    )[1]
+    assert backward.calls["linear_backward_weight"] == 0
 
 
 def test_less_is_kept_when_less_is_trained() -> None:
@@ -379,17 +391,19 @@ def test_less_is_kept_when_less_is_trained() -> None:
         batch = {"ids": ids, "targets": targets}
         return step_cost(method.apply(GPT(config)) if method else GPT(config), LanguageModelling(), batch, 1)
 
-    full, bitfit, houlsby, lower, upper = (
+    full, bitfit, ia3, houlsby, lower, upper = (
         cost(method)
         for method in (
             None,
             BitFit(),
+            IA3(),
             Adapters(bottleneck=2, train_layernorm=False),
             Adapters(bottleneck=2, train_layernorm=False, layers_to_transform=(0,)),
             Adapters(bottleneck=2, train_layernorm=False, layers_to_transform=(1,)),
         )
     )
     assert bitfit.activations < 0.8 * full.activations
+    assert ia3.activations < 0.95 * full.activations
     assert houlsby.activations < full.activations
     assert upper.activations < 0.7 * lower.activations
     assert 20 * houlsby.optimizer < full.optimizer
@@ -720,6 +734,28 @@ def test_data_that_cannot_be_used_gets_one_line_and_code_2(tmp_path: Path, capsy
     said = capsys.readouterr().err.strip()
     assert said.startswith("lesson 8: ")
     assert "at least two" in said
+
+
+def test_a_start_that_diverges_is_reported_and_any_other_divergence_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    measure, failing = study.measure, {("init", "1")}
+
+    def diverge(job: Any) -> Any:
+        if (job["study"], job["label"]) in failing:
+            raise runner.RunError("step 3: the loss is nan")
+        return measure(job)
+
+    monkeypatch.setattr(study, "measure", diverge)
+    monkeypatch.setattr(study, "QUICK", replace(study.QUICK, sizes=(1,), tasks=("rewriting",)))
+    assert lesson.main(["--quick", "--brief", "--out", str(tmp_path)]) == 0
+    assert "diverged" in capsys.readouterr().out
+    record = read(tmp_path / "lesson-08")
+    assert "loss_of_a_large_start" not in record["figures"]
+    assert record["results"]["outcomes"]["rewriting"]["init"]["1"]["runs"] == [{"error": "step 3: the loss is nan"}]
+    failing.add(("methods", "ia3"))
+    assert lesson.main(["--quick", "--brief", "--out", str(tmp_path)]) == 1
+    assert "rewriting, ia3: step 3: the loss is nan" in capsys.readouterr().err
 
 
 def test_switching_all_adapters_off_gives_the_base_back() -> None:

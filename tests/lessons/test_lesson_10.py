@@ -689,6 +689,27 @@ def test_pictures_of_a_full_run(tmp_path: Path) -> None:
     np.testing.assert_allclose(rlhf_pictures.smooth([1.0, 2, 6], 3), [1.5, 3, 4])
 
 
+@pytest.mark.slow
+def test_full_run(tmp_path: Path, records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ppo = replace(lesson.QUICK.ppo, iterations=1)
+    monkeypatch.setattr(lesson, "CORE", replace(lesson.QUICK, ppo=ppo, judged=4, best_of=(1, 2), max_new_tokens=8))
+    monkeypatch.setattr(lesson, "SEEDS", 2)
+    monkeypatch.setattr(lesson, "SWEEP_SEEDS", 1)
+    monkeypatch.setattr(rlhf_experiment, "REWARD_PROMPTS", (4, 8))
+    assert lesson.main(["--full", "--brief", "--out", str(tmp_path)]) == 0
+    committed = json.loads((records / "lesson-10.json").read_text(encoding="utf-8"))
+    assert len(committed["figures"]["ppo_true_reward"]["values"]) == 2
+    assert len(committed["figures"]["supervised_forgets_more_than_ppo"]["values"]) == 1
+    assert {"reward_model_accuracy", "ppo_kl", "dpo_true_reward"} <= committed["bands"].keys()
+    sweeps = committed["results"]["sweeps"]
+    assert {name: len(variants) for name, variants in sweeps.items()} == {
+        "PPO": 2, "β": 2, "adaptive β": 1, "epochs a rollout": 2, "rankings": 2, "DPO": 5,
+    }  # fmt: skip
+    assert all(len(values) == 1 for variants in sweeps.values() for values in variants.values())
+    paths = committed["results"]["forgetting"]
+    assert all(len(path) >= 2 and path[0] == paths["PPO"][0][0] for runs in paths.values() for path in runs)
+
+
 def write_preferences(path: Path, n: int) -> Path:
     records = tinyworld.preferences(n, k=2, held_out=1).train
     lines = []

@@ -234,7 +234,10 @@ def saved(directory: Path) -> GPT:
     [
         ({"method": "bitfit", "settings": {}}, "is of the method 'bitfit', not 'gains'"),
         ({"settings": {}}, "is of the method None, not 'gains'"),
-        ({"method": "gains"}, "blocks, n_labels, rate missing or unknown"),
+        ({"method": "gains"}, "holds no settings"),
+        ({"method": "gains", "settings": 5}, "holds no settings"),
+        ({"method": "gains", "settings": {}}, "blocks, n_labels, rate missing or unknown"),
+        ({"method": "gains", "settings": {"blocks": [0], "n_labels": "two", "rate": 1}}, "do not fit gains"),
         ({"method": "gains", "settings": {"blocks": [0], "n_labels": None}}, "rate missing or unknown"),
         (
             {"method": "gains", "settings": {"blocks": [0], "n_labels": None, "rate": 1, "speed": 2}},
