@@ -683,8 +683,8 @@ def show_cost(run: Run, plan: Plan, base: GPT, task: Task) -> None:
     headers = ["entries", "trained", "gradients (KiB)", "optimizer (KiB)", "activations (KiB)", "GFLOP", "ms"]
     run.say(table(table_rows, headers))
     run.say(
-        "  Gradients and optimizer state shrink with the selection. Of the time no more than the weights' products can\n"
-        "  go, a third of all, and the activations hardly shrink: the backward has to pass everywhere."
+        "  Gradients and optimizer state shrink with the selection. Of the time only the weights' products can go,\n"
+        "  a third of all, and the activations hardly shrink: the backward has to pass everywhere."
     )
     run.results["cost"] = costs
 

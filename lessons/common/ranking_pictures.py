@@ -104,6 +104,7 @@ def sweep_picture(
         for name, value in lines[task].items():
             panel.axhline(value, color=plotting.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
             ends.append(End(last, value, name, plotting.GREY))
+        panel.margins(y=0.12)  # room for the names of lines that end together
         panel.set_xscale("log")
         panel.set_xlim(right=last)
         panel.set_xticks(sorted({100 * d for by in by_score.values() for d in by}))
