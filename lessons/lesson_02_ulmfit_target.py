@@ -253,15 +253,6 @@ class Full(Method):
 # ---------------------------------------------------------------------------------------------- the mathematics
 
 
-def compared(name: str, wanted: Any, value: Callable[[], Any]) -> Check:
-    """A value beside what it should be; one that is not written yet is no error."""
-    wanted = np.asarray(wanted, dtype=np.float64)
-    try:
-        return gradcheck.compare(name, value(), wanted)
-    except NotImplementedError:
-        return Check(name, wanted.shape, None)
-
-
 def check_rates(backend: Backend) -> list[Check]:
     """Neighbours differ by the factor; so do the first steps that AdamW takes with these rates."""
     model = GPT(GPTConfig(vocab_size=7, n_positions=5, n_embd=6, n_layer=3, n_head=2), dtype="float64", backend=backend)
@@ -280,8 +271,8 @@ def check_rates(backend: Backend) -> list[Check]:
         return [max(moved[name] for name in names) for names in members(groups, moved)]
 
     return [
-        compared("rates of three groups", wanted, lambda: discriminative_rates(0.1, 3)),
-        compared("their first steps", wanted, first_step),
+        gradcheck.agree("rates of three groups", wanted, lambda: discriminative_rates(0.1, 3)),
+        gradcheck.agree("their first steps", wanted, first_step),
     ]
 
 
@@ -296,7 +287,7 @@ def check_triangular(backend: Backend) -> list[Check]:
 
     def against(name: str, steps: int, corners: list[int], rates: list[float]) -> Check:
         wanted = np.interp(np.arange(steps), corners, rates)
-        return compared(name, wanted, lambda: [slanted_triangular(step, steps, peak) for step in range(steps)])
+        return gradcheck.agree(name, wanted, lambda: [slanted_triangular(step, steps, peak) for step in range(steps)])
 
     return [
         against("100 steps, cut at 10", 100, [0, 10, 100], [low, peak, low]),
@@ -310,9 +301,9 @@ def check_one_cycle(backend: Backend) -> list[Check]:
     first, peak, last = 0.01, 0.25, 0.25e-5
     rising, falling = {0: first, 12: (first + peak) / 2, 24: peak}, {25: peak, 64: (peak + last) / 2, 103: last}
     return [
-        compared("up, of 100 steps", [*rising.values()], lambda: [one_cycle(t, 100, peak) for t in rising]),
-        compared("down, of 104 steps", [*falling.values()], lambda: [one_cycle(t, 104, peak) for t in falling]),
-        compared("a single step", [peak], lambda: [one_cycle(0, 1, peak)]),
+        gradcheck.agree("up, of 100 steps", [*rising.values()], lambda: [one_cycle(t, 100, peak) for t in rising]),
+        gradcheck.agree("down, of 104 steps", [*falling.values()], lambda: [one_cycle(t, 104, peak) for t in falling]),
+        gradcheck.agree("a single step", [peak], lambda: [one_cycle(0, 1, peak)]),
     ]
 
 

@@ -42,7 +42,7 @@ from lessons.common.method import Method, Tuned, assign, register
 from lessons.common.runner import Run
 from lessons.common.table import spread, table
 from lessons.common.tasks import LabelTask, load_task, own_task, require_labels
-from lessons.lesson_02_ulmfit_target import SCHEDULES, Variant, compared, layer_groups, rate_groups
+from lessons.lesson_02_ulmfit_target import SCHEDULES, Variant, layer_groups, rate_groups
 from minigpt import GPT, GPTConfig, Tokenizer, bases
 from minigpt.corpora import as_text
 from minigpt.errors import InputError
@@ -369,10 +369,10 @@ def check_phases(backend: Backend) -> list[Check]:
     gradual = [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
     chain = [[0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 1, 1]]
     return [
-        compared("gradual", gradual, lambda: thawed(gradual_unfreezing, 3)),
-        compared("chain-thaw", chain, lambda: thawed(chain_thaw, 4)),
-        compared("dulled by ½", [[0.25, 0.5, 1], [0.5, 1, 1], [1, 1, 1]], lambda: _dulled(0.5)),
-        compared("dulled by 0", gradual, lambda: _dulled(0.0)),
+        gradcheck.agree("gradual", gradual, lambda: thawed(gradual_unfreezing, 3)),
+        gradcheck.agree("chain-thaw", chain, lambda: thawed(chain_thaw, 4)),
+        gradcheck.agree("dulled by ½", [[0.25, 0.5, 1], [0.5, 1, 1], [1, 1, 1]], lambda: _dulled(0.5)),
+        gradcheck.agree("dulled by 0", gradual, lambda: _dulled(0.0)),
     ]
 
 

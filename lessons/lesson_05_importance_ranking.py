@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -429,15 +430,6 @@ def probe_selected_embedding(backend: Backend) -> gradcheck.Function:
     return forward
 
 
-def attempt(name: str, wanted: Any, given: Any) -> Check:
-    """A check of a value that a function gives, or that it is not written yet."""
-    wanted = np.asarray(wanted, dtype=float)
-    try:
-        return gradcheck.compare(name, np.asarray(given(), dtype=float), wanted)
-    except NotImplementedError:
-        return Check(name, wanted.shape, None)
-
-
 def check_scores(backend: Backend) -> list[Check]:
     """The scores of one layer against central differences of the loss of each example."""
     rng = np.random.default_rng(4)
@@ -449,13 +441,13 @@ def check_scores(backend: Backend) -> list[Check]:
     each = np.array([gradcheck.numerical_gradient(loss(b), weight) for b in range(3)])
     whole, host = each.sum(0), backend.to_numpy
     return [
-        attempt("gradient", abs(whole), lambda: host(gradient_importance(backend.asarray(whole)))),
-        attempt(
+        gradcheck.agree("gradient", abs(whole), lambda: host(gradient_importance(backend.asarray(whole)))),
+        gradcheck.agree(
             "gradient × weight",
             abs(whole) * abs(weight),
             lambda: host(gradient_weight_importance(backend.asarray(whole), backend.asarray(weight))),
         ),
-        attempt(
+        gradcheck.agree(
             "Fisher",
             (each**2).sum(0),
             lambda: host(per_example_squares(backend.asarray(dy), backend.asarray(x))),
@@ -479,15 +471,15 @@ def check_top_k(backend: Backend) -> list[Check]:
     rng = np.random.default_rng(5)
     scores = {"a": rng.integers(0, 4, (3, 4)).astype(float), "b": rng.integers(0, 4, (5,)).astype(float)}
     every = [(-s, place) for place, s in enumerate(np.concatenate([v.reshape(-1) for v in scores.values()]))]
+
+    def chosen(k: int) -> np.ndarray:
+        return np.concatenate([mask.reshape(-1) for mask in top_k_mask(scores, k).values()])
+
     checks = []
     for k in (1, 6, 17):
         wanted = np.zeros(17)
         wanted[[place for _, place in sorted(every)[:k]]] = 1
-        checks.append(
-            attempt(
-                f"k = {k}", wanted, lambda k=k: np.concatenate([m.reshape(-1) for m in top_k_mask(scores, k).values()])
-            )
-        )
+        checks.append(gradcheck.agree(f"k = {k}", wanted, partial(chosen, k)))
     return checks
 
 
@@ -528,8 +520,8 @@ def check_forest(backend: Backend) -> list[Check]:
         drops[r, column] = ((y - predict(dealt)) ** 2 - (y - predict(X)) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     flipped = np.stack([predict(np.where(np.arange(6) == column, 1 - X, X)) for column in range(6)], axis=1)
     return [
-        attempt("best split", [int(np.argmax(gains)), max(gains)], lambda: best_split(X, y, 1)),
-        attempt("importance", drops, lambda: permutation_importance(X, y, predict(X), flipped, permutations)),
+        gradcheck.agree("best split", [int(np.argmax(gains)), max(gains)], lambda: best_split(X, y, 1)),
+        gradcheck.agree("importance", drops, lambda: permutation_importance(X, y, predict(X), flipped, permutations)),
     ]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -446,14 +446,6 @@ def probe_factor_loss(backend: Backend) -> gradcheck.Function:
     return forward
 
 
-def attempt(name: str, make: Callable[[], list[Check]]) -> list[Check]:
-    """Checks, or that they are not written yet."""
-    try:
-        return make()
-    except NotImplementedError:
-        return [Check(name, (), None)]
-
-
 def check_svd(backend: Backend) -> list[Check]:
     """Our own SVD beside LAPACK's."""
     a = np.random.default_rng(0).standard_normal((7, 5))
@@ -467,7 +459,7 @@ def check_svd(backend: Backend) -> list[Check]:
             gradcheck.compare("VᵀV", vt @ vt.T, np.eye(5)),
         ]
 
-    return attempt("singular values", make)
+    return gradcheck.attempt("singular values", make)
 
 
 def check_truncation(backend: Backend) -> list[Check]:
@@ -486,7 +478,7 @@ def check_truncation(backend: Backend) -> list[Check]:
             gradcheck.compare("LᵀL = RRᵀ", left.T @ left, right @ right.T),
         ]
 
-    return attempt("‖A − LR‖, spectral and Frobenius", make)
+    return gradcheck.attempt("‖A − LR‖, spectral and Frobenius", make)
 
 
 def check_activation_aware(backend: Backend) -> list[Check]:
@@ -506,7 +498,7 @@ def check_activation_aware(backend: Backend) -> list[Check]:
             gradcheck.compare("even inputs: plain", even[0] @ even[1], plain[0] @ plain[1]),
         ]
 
-    return attempt("gradient at the optimum", make)
+    return gradcheck.attempt("gradient at the optimum", make)
 
 
 def check_pca(backend: Backend) -> list[Check]:
@@ -523,7 +515,7 @@ def check_pca(backend: Backend) -> list[Check]:
             gradcheck.compare("mean + scores · axes", mean + scores @ axes, x),
         ]
 
-    return attempt("variances", make)
+    return gradcheck.attempt("variances", make)
 
 
 DERIVATIONS = (

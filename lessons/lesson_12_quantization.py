@@ -482,14 +482,6 @@ class QLoRA(LoRA):
 # ---------------------------------------------------------------------------------------------- the mathematics
 
 
-def attempt(name: str, make: Callable[[], list[Check]]) -> list[Check]:
-    """Checks, or that they are not written yet."""
-    try:
-        return make()
-    except NotImplementedError:
-        return [Check(name, (), None)]
-
-
 def check_levels(backend: Backend) -> list[Check]:
     """The levels' places in the normal distribution, taken back from the levels, are evenly spaced."""
 
@@ -503,7 +495,7 @@ def check_levels(backend: Backend) -> list[Check]:
             gradcheck.compare("Φ of 0 and the 8 positive ones", above, np.linspace(0, reach, 9)),
         ]
 
-    return attempt("Φ of the levels", make)
+    return gradcheck.attempt("Φ of the levels", make)
 
 
 def check_blocks(backend: Backend) -> list[Check]:
@@ -525,7 +517,7 @@ def check_blocks(backend: Backend) -> list[Check]:
             gradcheck.compare("dequantised", backend.to_numpy(again).astype(float), levels[wanted] * scales),
         ]
 
-    return attempt("codes", make)
+    return gradcheck.attempt("codes", make)
 
 
 def check_nibbles(backend: Backend) -> list[Check]:
@@ -540,7 +532,7 @@ def check_nibbles(backend: Backend) -> list[Check]:
             gradcheck.compare("unpacked", back.astype(float), codes.astype(float)),
         ]
 
-    return attempt("packed", make)
+    return gradcheck.attempt("packed", make)
 
 
 def check_double(backend: Backend) -> list[Check]:
@@ -557,7 +549,7 @@ def check_double(backend: Backend) -> list[Check]:
         nearest = levels[np.abs((rest / scales)[:, None] - levels).argmin(1)] * scales + absmax.mean()
         return [gradcheck.compare("scales", again.astype(float), nearest)]
 
-    return attempt("scales", make)
+    return gradcheck.attempt("scales", make)
 
 
 def probe_qlora(backend: Backend) -> gradcheck.Function:
