@@ -30,10 +30,14 @@ LESSONS := $(addprefix lesson-,$(NUMBERS))
 $(LESSONS): lesson-%: $(VENV)/.installed
 	@"$(PY)" -m lessons $* $(OPTIONS)
 
-.PHONY: lessons
+.PHONY: lessons compare
 ## lessons: every lesson, one after the other; the same settings
 lessons: $(VENV)/.installed
 	@for n in $(NUMBERS); do "$(PY)" -m lessons $$n $(OPTIONS) || exit; done
+
+## compare: every method of the course at equal budgets (an hour and a half; goes on where it was stopped)
+compare: $(VENV)/.installed
+	@"$(PY)" -m lessons 11 --full $(OPTIONS)
 
 lesson-%:
 	@echo "There is no lesson $* yet. There is: $(LESSONS)" >&2; exit 2

@@ -41,7 +41,7 @@ from lessons.common.masked import (
     selected_weight_gradient,
 )
 from lessons.common.measure import step_cost
-from lessons.common.method import Tuned, register
+from lessons.common.method import Tuned, as_batches, register
 from lessons.common.ranking import CORE, FULL, HEADLINE, QUICK, Everything, Plan, load, show_forest, show_sweep
 from lessons.common.ranking_pictures import KINDS, shares, shares_picture
 from lessons.common.runner import Run
@@ -345,8 +345,7 @@ class Importance(MaskedMethod):
 
     def scored_model(self, model: GPT, seed: int, data: Any) -> tuple[Tuned, Objective, list[Batch]]:
         """A model whose whole trunk is trainable, what it is trained for, and the batches to look at."""
-        target = "targets" if self.n_labels is None else "labels"
-        batches = as_batches(data, target, f"importance with score={self.score!r}")
+        batches = as_batches(data, self.target, f"importance with score={self.score!r}", ("ids", self.target))
         trunk = model.copy()
         trunk.unfreeze()
         if self.n_labels is None:
@@ -359,42 +358,6 @@ class Importance(MaskedMethod):
 def in_order(scores: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same scores in another mapping's order, on which ties depend."""
     return {name: scores[name] for name in like}
-
-
-def as_batches(data: Any, target: str, who: str) -> list[Batch]:
-    """What `apply` takes as data, as a list of batches.
-
-    Parameters
-    ----------
-    data : sequence of Batch, Batch or (ids, targets)
-    target : str
-        What a batch has to have beside ``ids``: ``"targets"`` or ``"labels"``.
-    who : str
-        Needs them, for the message.
-
-    Raises
-    ------
-    ValueError
-    """
-    wanted = f"data=[{{'ids': (B, T), '{target}': …}}, …]"
-    if data is None or (hasattr(data, "__len__") and not len(data)):
-        raise InputError(f"{who} looks at training batches before it starts: give {wanted}")
-    if isinstance(data, Mapping) or is_pair(data):
-        data = [data]
-    batches = [dict(zip(("ids", target), batch, strict=True)) if is_pair(batch) else batch for batch in data]
-    for batch in batches:
-        if not isinstance(batch, Mapping) or not {"ids", target} <= batch.keys():
-            there = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise InputError(f"{who} needs {wanted}; a batch has {there}")
-    return [{name: np.asarray(array) for name, array in batch.items()} for batch in batches]
-
-
-def is_pair(batch: Any) -> bool:
-    """Whether this is (ids, targets) and not a sequence of batches."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        return False
-    ids = batch[0]
-    return ids.ndim == 2 if hasattr(ids, "ndim") else isinstance(ids, list) and np.ndim(ids[0]) == 1
 
 
 # ---------------------------------------------------------------------------------------------- the mathematics

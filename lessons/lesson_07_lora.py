@@ -29,8 +29,8 @@ from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
 from lessons.common.lora_files import adapter_config, method_settings, pattern_value, targeted
 from lessons.common.lora_serving import Branch, MultiLoRA
-from lessons.common.method import Method, Tuned, assign, language_model, register
-from lessons.common.peft_files import load_adapter, save_adapter
+from lessons.common.method import Method, Tuned, assign, blocks_setting, language_model, listed, register
+from lessons.common.peft_files import QUANTIZATION_FILE, load_adapter, save_adapter
 from lessons.common.runner import Run
 from lessons.common.table import table
 from lessons.common.tasks import PairTask, load_task, require_pairs
@@ -649,9 +649,24 @@ class LoRA(Method):
     enable_lora: Sequence[bool] | None = None
 
     learning_rate: ClassVar[float] = 1e-2
+    quantized: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.target_modules, str):
+            names = listed("target_modules", self.target_modules, str, "a list of layers' names, or 'all-linear'")
+            object.__setattr__(self, "target_modules", names)
+        if self.enable_lora is not None and not (
+            isinstance(self.enable_lora, (tuple, list)) and all(isinstance(on, bool) for on in self.enable_lora)
+        ):
+            raise InputError(f"enable_lora is {self.enable_lora!r}; it must be a list of True and False")
+        blocks_setting(self.layers_to_transform)
+        for name in ("rank_pattern", "alpha_pattern"):
+            pattern = getattr(self, name)
+            if not isinstance(pattern, Mapping) or not all(
+                isinstance(v, (int, float)) and not isinstance(v, bool) for v in pattern.values()
+            ):
+                raise InputError(f"{name} is {pattern!r}; it must map names to numbers")
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
             if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
                 raise InputError(f"lora_alpha is {alpha!r}; it must be a number above 0")
@@ -771,7 +786,11 @@ class LoRA(Method):
         if isinstance(tuned, Classifier):
             tensors |= {p.name: host(p.data).T for p in tuned.head.parameters()}  # torch stores (out, in)
             config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-        save_adapter(directory, config, tensors)
+        save_adapter(directory, config, tensors, quantization=self.quantization(trunk))
+
+    def quantization(self, trunk: GPT) -> dict[str, Any] | None:
+        """How the weights under the adapters are quantised; None, because they are not."""
+        return None
 
     @classmethod
     def load(cls, model: GPT, directory: str | Path) -> Any:
@@ -784,6 +803,8 @@ class LoRA(Method):
             change what is computed and are not known here.
         """
         config, tensors = load_adapter(directory, "LORA", model.dtype)
+        if not cls.quantized and Path(directory, QUANTIZATION_FILE).exists():
+            raise InputError(f"{directory} is an adapter of a quantised base: load it with METHODS['qlora']")
         settings = method_settings(config, directory)
         head = {name: tensors.pop(name).T for name in ("score.weight", "score.bias") if name in tensors}
         if ("score.weight" in head) != (config.get("modules_to_save") == ["score"]):

@@ -30,7 +30,7 @@ from lessons.common import derivation, gradcheck, runner
 from lessons.common.classifier import Classifier
 from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
-from lessons.common.method import Method, Tuned, assign, language_model, n_trainable, register, require_plain
+from lessons.common.method import Method, Tuned, assign, blocks_setting, language_model, listed, n_trainable, register
 from lessons.common.peft_files import load_adapter, refuse_settings, save_adapter
 from lessons.common.runner import Run
 from lessons.common.tasks import load_task
@@ -335,9 +335,7 @@ class Adapters(Method):
             raise InputError(f"no placement {self.placement!r}; there are {', '.join(PLACEMENTS)}")
         if not 0 <= self.init_std < math.inf:
             raise InputError(f"init_std is {self.init_std}; it must be a number of 0 or more")
-        chosen = self.layers_to_transform
-        if chosen is not None:
-            object.__setattr__(self, "layers_to_transform", (chosen,) if isinstance(chosen, int) else tuple(chosen))
+        object.__setattr__(self, "layers_to_transform", blocks_setting(self.layers_to_transform))
 
     def blocks(self, n_layer: int) -> tuple[int, ...]:
         """The blocks that get adapters.
@@ -374,6 +372,11 @@ class Adapters(Method):
         blocks, (_, sublayers) = len(self.blocks(config.n_layer)), PLACEMENTS[self.placement]
         norms = (2 * blocks + 1) * 2 * config.n_embd if self.train_layernorm else 0
         return blocks * len(sublayers) * adapter_count(config.n_embd, self.bottleneck) + norms
+
+    def require_own(self, trunk: GPT) -> None:
+        """See `Method.require_own`."""
+        if not any(isinstance(layer, Adapter) for _, layer in trunk.layers()):
+            raise InputError("adapters did not make this model: it has none")
 
     def merge(self, tuned: Tuned) -> GPT:
         """Not possible.
@@ -562,7 +565,7 @@ class IA3(Method):
     target_modules : sequence of str
         Linear layers by the ends of their names, ``"c_attn"`` or ``"mlp.c_proj"``.
     feedforward_modules : sequence of str
-        Those of them whose input is scaled instead of their output.
+        Those of them whose input is scaled instead of their output; others that it names are left alone.
     """
 
     target_modules: tuple[str, ...] = ("c_attn", "mlp.c_proj")
@@ -573,15 +576,10 @@ class IA3(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("target_modules", "feedforward_modules"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise InputError(f"{name} is {value!r}; it must be a list of names, such as ['c_attn']")
-            object.__setattr__(self, name, tuple(value))
+            value = listed(name, getattr(self, name), str, "a list of names, such as ['c_attn']")
+            object.__setattr__(self, name, value)
         if not self.target_modules:
             raise InputError("target_modules is empty; it must name at least one layer, such as 'c_attn'")
-        odd = [name for name in self.feedforward_modules if name not in self.target_modules]
-        if odd:
-            raise InputError(f"feedforward_modules has {odd[0]!r}, which is not in target_modules")
 
     def install(self, trunk: GPT, seed: int, data: Any) -> None:
         """See `Method.install`."""
@@ -613,17 +611,19 @@ class IA3(Method):
     def merge(self, tuned: Tuned) -> GPT:
         """See `Method.merge`."""
         plain = language_model(tuned, self.name).copy()
-        scaled = [name for name, layer in plain.layers() if isinstance(layer, ScaledLinear)]
-        if not scaled:
-            raise InputError("ia3: this model has no scales to merge; has it been merged already?")
-        for name in scaled:
+        self.require_own(plain)
+        for name in [name for name, layer in plain.layers() if isinstance(layer, ScaledLinear)]:
             plain.replace(name, _merged)
-        require_plain(plain, "ia3 did not make this model")
-        plain.unfreeze()
-        return plain
+        return super().merge(plain)
+
+    def require_own(self, trunk: GPT) -> None:
+        """See `Method.require_own`."""
+        if not any(isinstance(layer, ScaledLinear) for _, layer in trunk.layers()):
+            raise InputError("ia3: this model has no scales; has it been merged already?")
 
     def save(self, tuned: Tuned, directory: str | Path) -> None:
         """Write a `peft` directory; a classifier's head goes with it (``modules_to_save``)."""
+        self.require_own(tuned.trunk if isinstance(tuned, Classifier) else tuned)
         tensors = self.state(tuned)
         config = {
             "peft_type": "IA3",
@@ -645,6 +645,8 @@ class IA3(Method):
             config, {"exclude_modules": (None, []), "modules_to_save": (["score"],) if head else (None, [])}, directory
         )
         lists: dict[str, Any] = {name: config.get(name) for name in ("target_modules", "feedforward_modules")}
+        if lists["feedforward_modules"] is None:
+            del lists["feedforward_modules"]
         for name, value in lists.items():
             if not isinstance(value, list):
                 raise InputError(f"{directory}: {name} is {value!r}; it must be a list of names")

@@ -32,7 +32,7 @@ from lessons.common import derivation, gradcheck, peft_files, prompts, runner
 from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
 from lessons.common.masked import SUFFIX, MaskedClassifier, MaskedGPT
-from lessons.common.method import SETTINGS_FILE, Method, Tuned, register, require_plain
+from lessons.common.method import SETTINGS_FILE, Method, Tuned, listed, register, require_plain
 from lessons.common.prompt_study import Plan, Study, Variants
 from lessons.common.runner import Run
 from lessons.common.table import table
@@ -402,6 +402,11 @@ class VirtualTokens(Method):
             f"{self.name} cannot be merged: virtual tokens are input, not weights; no plain GPT reads them by itself"
         )
 
+    def require_own(self, trunk: GPT) -> None:
+        """See `Method.require_own`."""
+        if not any(p.name == PROMPT for p in trunk.parameters()):
+            raise InputError(f"{self.name} did not make this model: it has no virtual tokens")
+
     def peft_settings(self) -> dict[str, Any]:
         """What `peft`'s configuration says beside the sizes."""
         raise NotImplementedError
@@ -412,6 +417,7 @@ class VirtualTokens(Method):
             super().save(tuned, directory)
             return
         assert isinstance(tuned, GPT)
+        self.require_own(tuned)
         config = {
             "peft_type": self.peft_type,
             "num_virtual_tokens": tuned.n_virtual,
@@ -467,7 +473,7 @@ class PromptTuning(VirtualTokens):
     prompt_tuning_init: str = "SAMPLE_VOCAB"
     prompt_tuning_init_text: str | None = None
     class_labels: tuple[str, ...] = ()
-    tokenizer_name_or_path: str | None = None
+    tokenizer_name_or_path: str | Path | None = None
     init_std: float | None = None
 
     learning_rate: ClassVar[float] = 0.1
@@ -639,7 +645,8 @@ class EmbeddingRows(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.token_indices is not None:
-            object.__setattr__(self, "token_indices", tuple(sorted({int(i) for i in self.token_indices})))
+            rows = listed("token_indices", self.token_indices, int, "a list of whole numbers, or None for all")
+            object.__setattr__(self, "token_indices", tuple(sorted(set(rows))))
             if not self.token_indices:
                 raise InputError("token_indices is empty; it must name at least one token, or be None for all")
 
@@ -660,6 +667,11 @@ class EmbeddingRows(Method):
     def install(self, trunk: GPT, seed: int, data: Sequence[Batch] | None) -> None:
         """The whole table is free."""
         trunk.unfreeze([WTE])
+
+    def require_own(self, trunk: GPT) -> None:
+        """See `Method.require_own`."""
+        if not isinstance(trunk, MaskedGPT):
+            super().require_own(trunk)
 
     def merge(self, tuned: Tuned) -> GPT:
         """A plain GPT with the retrained rows in its table."""

@@ -5,7 +5,7 @@
 2. The five trade-offs: what is trained and stored, memory, training speed, inference cost, quality; and forgetting.
 3. Pictures: quality against size, what was learnt against what was forgotten, where memory goes.
 
-The whole plan (``make compare``) takes about an hour and a half on two cores and goes on where it was stopped. Every
+The whole plan, `make compare`, takes about an hour and a half on two cores and goes on where it was stopped. Every
 run is a process of its own with one BLAS thread, so that the cores are busy whatever the size of the model.
 """
 
@@ -611,7 +611,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-11` and `make compare` do."""
     settings = run.settings
     if settings.data is not None:
-        raise InputError("lesson 11 compares on its own tasks; lessons 2 to 10 take DATA")
+        raise InputError("the comparison runs on its own tasks; the other lessons take DATA")
     plan = plan_of(run)
     kept = run.directory / ("quick" if settings.quick else "full" if settings.full else "core")
     metric = {task: TASKS[task].metric for task in plan.tasks}

@@ -18,19 +18,19 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from kernels import Backend
 from kernels.array import Array, namespace
 from lessons.common import derivation, gradcheck, quantization_pictures, runner
-from lessons.common.classifier import Classifier
 from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
 from lessons.common.low_rank import MATRICES, matrices, text_material
 from lessons.common.measure import step_cost
 from lessons.common.method import Method, Tuned, language_model, register, require_plain
+from lessons.common.peft_files import QUANTIZATION_FILE
 from lessons.common.runner import Run
 from lessons.common.table import spread, table
 from lessons.common.tasks import LabelTask, Task, in_batches, load_task, own_task
@@ -391,8 +391,6 @@ def quantized(model: GPT, quant_type: str = "nf4", blocksize: int | None = 64, d
 
 # ---------------------------------------------------------------------------------------------- the method
 
-QUANTIZATION_FILE = "quantization.json"
-
 
 @register("qlora")
 @dataclass(frozen=True, kw_only=True)
@@ -416,6 +414,8 @@ class QLoRA(LoRA):
     quant_type: str = "nf4"
     double_quant: bool = True
     blocksize: int = 64
+
+    quantized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -455,18 +455,14 @@ class QLoRA(LoRA):
                 plain.replace(name, lambda _, __, layer=layer: layer.dense())  # type: ignore[misc]
         return super().merge(plain)
 
-    def save(self, tuned: Tuned, directory: str | Path) -> None:
-        """Write a `peft` directory, and the quantisation's settings beside it; after what the model's layers hold."""
-        trunk = tuned.trunk if isinstance(tuned, Classifier) else tuned
+    def quantization(self, trunk: GPT) -> dict[str, Any]:
+        """How the weights under the adapters are quantised: what the layers hold, whatever this object's settings."""
         layer: Any = next(iter(adapted_layers(trunk).values())).base
-        settings = {
+        return {
             "quant_type": layer.quant_type,
             "double_quant": layer.scales_codebook is not None,
             "blocksize": layer.blocksize,
         }
-        with files.atomic_directory(directory) as temporary:
-            super().save(tuned, temporary)
-            files.write_json(temporary / QUANTIZATION_FILE, settings)
 
     @classmethod
     def rebuilt(cls, model: GPT, settings: dict[str, Any], tensors: dict[str, np.ndarray], directory: Path) -> Any:

@@ -520,10 +520,11 @@ def depth_picture(gained: np.ndarray, depth: Mapping[str, Outcome]) -> Figure:
     figure, (left, right) = plotting.new(1, 2, height=3.8)
     L = gained.shape[0]
     shown = np.ma.masked_invalid(gained)
-    left.imshow(shown, cmap=plotting.INTENSITY, vmin=0)
+    top = max(float(shown.max()), 1e-9)  # a model that learnt nothing loses nothing
+    left.imshow(shown, cmap=plotting.INTENSITY, vmin=0, vmax=top)
     for (first, last), value in np.ndenumerate(gained):
         if not math.isnan(value):
-            colour = "white" if value > 0.6 * shown.max() else "black"
+            colour = "white" if value > 0.6 * top else "black"
             left.text(last, first, f"{value:+.2f}", ha="center", va="center", color=colour)
     left.set_xticks(range(L))
     left.set_yticks(range(L))

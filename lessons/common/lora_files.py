@@ -62,7 +62,7 @@ def targeted(
 def _blocks(wanted: Sequence[int] | int | None, n_layer: int) -> range | list[int]:
     if wanted is None:
         return range(n_layer)
-    blocks = [wanted] if isinstance(wanted, int) else list(wanted)
+    blocks = [int(wanted)] if hasattr(wanted, "__index__") else list(wanted)
     odd = [i for i in blocks if not (hasattr(i, "__index__") and 0 <= i < n_layer)]
     if odd or not blocks:
         raise InputError(f"layers_to_transform is {wanted}; blocks are 0 to {n_layer - 1}")
@@ -204,9 +204,9 @@ def method_settings(config: Mapping[str, Any], directory: str | Path) -> dict[st
     return {
         "r": config["r"],
         "lora_alpha": config["lora_alpha"],
-        "target_modules": target if isinstance(target, str) else tuple(target or ()),
-        "rank_pattern": dict(config.get("rank_pattern") or {}),
-        "alpha_pattern": dict(config.get("alpha_pattern") or {}),
+        "target_modules": target or (),
+        "rank_pattern": config.get("rank_pattern") or {},
+        "alpha_pattern": config.get("alpha_pattern") or {},
         "lora_dropout": config.get("lora_dropout") or 0.0,
         "use_rslora": bool(config.get("use_rslora")),
         "use_dora": bool(config.get("use_dora")),

@@ -18,7 +18,7 @@ import numpy as np
 
 from kernels.array import Array, namespace
 from lessons.common.classifier import Classifier
-from lessons.common.method import Method, Tuned, assign, language_model, require_plain
+from lessons.common.method import Method, Tuned, assign, language_model, own, require_plain
 from minigpt import GPT
 from minigpt.context import Context
 from minigpt.errors import InputError
@@ -478,7 +478,14 @@ class MaskedMethod(Method):
         model = language_model(tuned, self.name)
         if not isinstance(model, MaskedGPT):
             raise InputError(f"{self.name} did not make this model, or it has been merged already")
-        return model.plain()
+        plain = model.plain()
+        own(plain.parameters())
+        return plain
+
+    def require_own(self, trunk: GPT) -> None:
+        """See `Method.require_own`."""
+        if not isinstance(trunk, MaskedGPT):
+            raise InputError(f"{self.name} did not make this model")
 
     def state(self, tuned: Tuned) -> dict[str, np.ndarray]:
         """Values and places of the selected entries, and the head's parameters."""

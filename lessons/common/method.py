@@ -10,7 +10,8 @@ A lesson adds a method by registering a class:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -72,12 +73,14 @@ class Method:
     learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, _checked(f.name, getattr(self, f.name), str(f.type)))
         if self.n_labels is not None and self.n_labels < 2:
             raise InputError(f"n_labels is {self.n_labels}; a classifier needs at least 2")
 
     # ------------------------------------------------------------------------------------------ using it
 
-    def apply(self, model: GPT, seed: int = 0, data: Sequence[Batch] | None = None) -> Any:
+    def apply(self, model: GPT, seed: int = 0, data: Any = None) -> Any:
         """The model with this technique in place: what it trains is trainable, all the rest is frozen.
 
         Parameters
@@ -86,8 +89,9 @@ class Method:
             Is not changed: weights are shared until training moves them.
         seed : int
             Of the new parameters.
-        data : sequence of Batch, optional
-            Training batches, for a method that looks at them before it starts.
+        data : sequence of Batch, Batch or (ids, targets), optional
+            Training batches, for a method that looks at them before it starts; with a classifier head labels in the
+            place of targets.
 
         Returns
         -------
@@ -102,8 +106,15 @@ class Method:
         require_plain(model)
         trunk = model.copy()
         trunk.freeze()
-        self.install(trunk, seed, data)
+        batches = None if data is None else as_batches(data, self.target, self.name, ("ids",))
+        self.install(trunk, seed, batches)
+        own(p for p in trunk.parameters() if p.trainable)
         return trunk if self.n_labels is None else self.with_head(trunk, seed)
+
+    @property
+    def target(self) -> str:
+        """What a batch has beside its ids: ``"targets"``, or with a classifier head ``"labels"``."""
+        return "targets" if self.n_labels is None else "labels"
 
     def install(self, trunk: GPT, seed: int, data: Sequence[Batch] | None) -> None:
         """Put the technique into a model whose parameters are all frozen, and free what it trains."""
@@ -141,21 +152,33 @@ class Method:
         plain = language_model(tuned, self.name).copy()
         require_plain(plain, f"{self.name} did not make this model")
         plain.unfreeze()
+        own(plain.parameters())
         return plain
 
     # ------------------------------------------------------------------------------------------ files
 
     def save(self, tuned: Tuned, directory: str | Path) -> None:
-        """Write what the technique adds to the base, as a directory; never half of it.
+        """Write what the technique adds to the base into a directory; never half of it. Other files in it stay.
 
         Raises
         ------
+        ValueError
+            If this method did not make the model.
         RunError
             If it cannot be written.
         """
-        with files.atomic_directory(directory) as temporary:
-            files.save_tensors(temporary / TENSORS_FILE, self.state(tuned))
-            files.write_json(temporary / SETTINGS_FILE, {"method": self.name, "settings": asdict(self)})
+        self.require_own(tuned.trunk if isinstance(tuned, Classifier) else tuned)
+        settings = {"method": self.name, "settings": asdict(self)}
+        files.save_with_settings(directory, TENSORS_FILE, self.state(tuned), {SETTINGS_FILE: settings})
+
+    def require_own(self, trunk: GPT) -> None:
+        """Make sure that a model is one of this method's, as far as its layers show it.
+
+        Raises
+        ------
+        ValueError
+        """
+        require_plain(trunk, f"{self.name} did not make this model")
 
     @classmethod
     def load(cls, model: GPT, directory: str | Path) -> Any:
@@ -190,10 +213,7 @@ class Method:
         if odd:
             raise InputError(f"{path}: settings do not fit {cls.name}: {', '.join(odd)} missing or unknown")
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        try:
-            return cls(**given)
-        except TypeError as error:  # a value of a type that it cannot be compared with
-            raise InputError(f"{path}: settings do not fit {cls.name}: {error}") from None
+        return cls(**given)
 
     def state(self, tuned: Tuned) -> dict[str, np.ndarray]:
         """What is saved, by name: the trainable parameters."""
@@ -235,6 +255,123 @@ def assign(
         raise InputError(f"{directory} does not fit this model: {'; '.join(faults)}")
     for p in parameters:
         p.data = tuned.backend.asarray(tensors[p.name].astype(tuned.dtype))
+
+
+def own(parameters: Iterable[Parameter]) -> None:
+    """Give parameters arrays that no other model shares, so that changing them in place changes nothing else."""
+    for p in parameters:
+        p.data = p.data.copy()
+
+
+def as_batches(data: Any, target: str, who: str, needed: Sequence[str]) -> list[Batch]:
+    """What `Method.apply` takes as data, as a list of batches.
+
+    Parameters
+    ----------
+    data : sequence of Batch, Batch or (ids, targets)
+    target : str
+        What the second of a pair is called.
+    who : str
+        Takes them, for the message.
+    needed : sequence of str
+        What a batch has to have.
+
+    Raises
+    ------
+    ValueError
+        If there is no batch, or one is something else.
+    """
+    wanted = f"data=[{{'ids': (B, T), '{target}': …}}, …]"
+    if data is None or (hasattr(data, "__len__") and not len(data)):
+        raise InputError(f"{who} looks at training batches before it starts: give {wanted}")
+    if isinstance(data, Mapping) or _is_pair(data):
+        data = [data]
+    if not isinstance(data, Sequence):
+        raise InputError(f"{who} needs {wanted}, not {type(data).__name__}")
+    batches = [dict(zip(("ids", target), batch, strict=True)) if _is_pair(batch) else batch for batch in data]
+    for batch in batches:
+        if not isinstance(batch, Mapping) or not set(needed) <= batch.keys():
+            there = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise InputError(f"{who} needs {wanted}; a batch has {there}")
+    return [{name: np.asarray(array) for name, array in batch.items()} for batch in batches]
+
+
+def _is_pair(batch: Any) -> bool:
+    # Whether this is (ids, targets) and not a sequence of batches.
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return False
+    ids = batch[0]
+    return ids.ndim == 2 if hasattr(ids, "ndim") else isinstance(ids, list) and np.ndim(ids[0]) == 1
+
+
+_SIMPLE: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "bool": ("True or False", (bool,)),
+    "str": ("a string", (str,)),
+}
+
+
+def _checked(name: str, value: Any, annotation: str) -> Any:
+    """A setting as Python's own type, if its annotation is a simple one.
+
+    Raises
+    ------
+    ValueError
+        If it is of another type.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    kind, _, rest = annotation.partition(" | ")
+    if kind not in _SIMPLE or rest not in ("", "None") or (value is None and rest):
+        return value
+    words, types = _SIMPLE[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        raise InputError(f"{name} is {value!r}; it must be {words}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}; it must be a finite number")
+    return value
+
+
+def listed(name: str, value: Any, kind: type, words: str) -> tuple[Any, ...]:
+    """A setting that is a list, as a tuple.
+
+    Parameters
+    ----------
+    name : str
+    value
+    kind : {str, int}
+        Of its members.
+    words : str
+        What it must be, for the message.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    members = None if isinstance(value, str) or not isinstance(value, (Sequence, np.ndarray)) else list(value)
+    plain = [m.item() if isinstance(m, np.generic) else m for m in members or ()]
+    if members is None or not all(isinstance(m, kind) and not isinstance(m, bool) for m in plain):
+        raise InputError(f"{name} is {value!r}; it must be {words}")
+    return tuple(plain)
+
+
+def blocks_setting(value: Any) -> tuple[int, ...] | None:
+    """The setting `layers_to_transform`, one block or several, as a tuple; None for all.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    return listed("layers_to_transform", value, int, "a block's number or a list of them")
 
 
 def require_plain(model: GPT, what: str = "a method needs a plain GPT to start from") -> None:

@@ -16,13 +16,18 @@ from minigpt.errors import InputError
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
+QUANTIZATION_FILE = "quantization.json"
 PREFIX = "base_model.model."
 
 
 def save_adapter(
-    directory: str | Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], prefix: str = PREFIX
+    directory: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    prefix: str = PREFIX,
+    quantization: dict[str, Any] | None = None,
 ) -> None:
-    """Write an adapter directory that `peft` loads; whole or not at all.
+    """Write an adapter directory that `peft` loads; whole or not at all. Other files in it are left alone.
 
     Parameters
     ----------
@@ -33,6 +38,8 @@ def save_adapter(
         Names without `prefix`, in `peft`'s orientation.
     prefix : str
         Put before every name; prompt-learning files have none.
+    quantization : dict, optional
+        How the base was quantised under the adapter: goes into a file of its own, which `peft` does not look at.
 
     Raises
     ------
@@ -40,11 +47,11 @@ def save_adapter(
         If it cannot be written.
     """
     common = {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
-    with files.atomic_directory(directory) as temporary:
-        files.save_tensors(
-            temporary / TENSORS_FILE, {prefix + name: array for name, array in tensors.items()}, {"format": "pt"}
-        )
-        files.write_json(temporary / CONFIG_FILE, common | dict(config))
+    settings = {CONFIG_FILE: common | dict(config)}
+    if quantization is not None:
+        settings[QUANTIZATION_FILE] = quantization
+    named = {prefix + name: array for name, array in tensors.items()}
+    files.save_with_settings(directory, TENSORS_FILE, named, settings, stale={QUANTIZATION_FILE} - settings.keys())
 
 
 def load_adapter(

@@ -317,6 +317,8 @@ def run_lesson(number: int, lesson: Callable[[Run], None], settings: Settings) -
         raise InputError(f"cannot make the directory {directory}: {error.strerror}") from None
     path = committed_path(number)
     run = Run(number, settings, directory, committed=files.read_json(path) if path.exists() else None)
+    if settings.quick:
+        run.say("\n  quick: everything at its smallest, to see that it runs; the figures mean nothing")
     began = time.perf_counter()
     lesson(run)
     record = run.as_record(time.perf_counter() - began)

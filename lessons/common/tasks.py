@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -310,13 +311,21 @@ def load_task(name: str, tokenizer: Tokenizer, n: int = 2000) -> Task:
         return LabelTask(_at_most(LABELLED[name](n), n), tokenizer)
     if name in PAIRS:
         return PairTask(_at_most(PAIRS[name](n), n), tokenizer)
-    if name.lower().endswith((".csv", ".jsonl")):
+    if Path(name).exists() or Path(name).suffix:
         return own_task(name, tokenizer)
     raise InputError(f"no task {name!r}; there are {', '.join([*LABELLED, *PAIRS])}, and files (.csv, .jsonl)")
 
 
 def own_task(path: str, tokenizer: Tokenizer) -> Task:
-    """The user's own labelled texts or pairs; held-out shares of a fifth and a tenth."""
+    """The user's own labelled texts or pairs; held-out shares of a fifth and a tenth.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file, or holds too little.
+    """
+    if Path(path).suffix.lower() not in (".csv", ".jsonl"):
+        raise InputError(f"{path}: a task is a .csv file (text,label) or a .jsonl file (prompt,completion)")
     data = files.load_labelled(path, 0.1, 0.2) if path.lower().endswith(".csv") else files.load_pairs(path, 0.1, 0.2)
     empty = [split for split in ("train", "validation", "test") if not data.split(split)]
     if empty:

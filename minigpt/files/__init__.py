@@ -16,7 +16,7 @@ from minigpt.files.storage import (
     write_atomic,
     write_json,
 )
-from minigpt.files.tensors import load_tensors, save_tensors
+from minigpt.files.tensors import load_tensors, save_tensors, save_with_settings
 
 __all__ = [
     "atomic_directory",
@@ -30,6 +30,7 @@ __all__ = [
     "remove_directory",
     "save_model",
     "save_tensors",
+    "save_with_settings",
     "sha256_of_file",
     "write_atomic",
     "write_json",

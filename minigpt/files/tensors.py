@@ -11,6 +11,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,7 +20,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from minigpt.errors import InputError, RunError
-from minigpt.files.storage import PathLike, atomic_file, parse_json, read_faults
+from minigpt.files.storage import (
+    PathLike,
+    atomic_file,
+    flush_to_disk,
+    json_bytes,
+    parse_json,
+    read_faults,
+    sync_folder,
+    write_faults,
+)
 
 _DTYPES = {
     "BOOL": np.dtype("?"),
@@ -69,6 +79,57 @@ def save_tensors(path: PathLike, tensors: dict[str, np.ndarray], metadata: dict[
     """
     with atomic_file(path) as file:
         write_tensors(file, Path(path), tensors, metadata or {})
+
+
+def save_with_settings(
+    directory: PathLike,
+    tensors_file: str,
+    tensors: dict[str, np.ndarray],
+    settings: dict[str, dict[str, Any]],
+    stale: Iterable[str] = (),
+) -> None:
+    """Write tensors and the JSON files that explain them into a directory, or leave what was there.
+
+    All files are on the disk under temporary names before the first is renamed. Settings that are not the new ones go
+    first and the new ones come last: at no moment do they stand beside tensors of something else. Other files in the
+    directory are left alone.
+
+    Parameters
+    ----------
+    directory : path
+        Made if it is not there.
+    tensors_file : str
+    tensors : dict of str to array
+    settings : dict of str to dict
+        Name of a JSON file → what it holds.
+    stale : iterable of str
+        Settings that something else may have left here; they are removed.
+
+    Raises
+    ------
+    InputError, RunError
+        As `save_tensors`.
+    """
+    directory = Path(directory)
+    with write_faults(directory):
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"{directory}: cannot write a directory, there is a file of that name")
+        directory.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:  # files are renamed in the opposite order, the tensors first
+        opened = []
+        for name, values in settings.items():
+            opened.append(stack.enter_context(atomic_file(directory / name)))
+            opened[-1].write(json_bytes(values))
+        opened.append(stack.enter_context(atomic_file(directory / tensors_file)))
+        write_tensors(opened[-1], directory / tensors_file, tensors, {})
+        for file in opened:
+            flush_to_disk(file)
+        for name in (*settings, *stale):
+            path = directory / name
+            with write_faults(path):
+                if path.exists() and (name not in settings or path.read_bytes() != json_bytes(settings[name])):
+                    path.unlink()
+                    sync_folder(path)
 
 
 def write_tensors(file: BinaryIO, path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

@@ -399,8 +399,10 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
         assert names == {"adapter_config.json", "adapter_model.safetensors", "quantization.json"}
         again = QLoRA.load(base, tmp_path / "it")
         assert (again.logits(ids) == tuned.logits(ids)).all()
-    as_lora = LoRA.load(base, tmp_path / "it")  # a peft directory: the adapter on a base that is not quantised
-    assert error(as_lora.logits(ids), tuned.logits(ids)) > 0
+    with pytest.raises(InputError, match=r"quantised base: load it with METHODS\['qlora'\]"):
+        LoRA.load(base, tmp_path / "it")
+    LoRA(r=2).save(LoRA(r=2).apply(base), tmp_path / "it")  # takes its place, and leaves nothing of it behind
+    assert LoRA.load(base, tmp_path / "it").logits(ids).shape == tuned.logits(ids).shape
     labelled = moved(QLoRA(r=2, n_labels=3).apply(base))
     QLoRA().save(labelled, tmp_path / "labelled")
     assert (QLoRA.load(base, tmp_path / "labelled").logits(ids) == labelled.logits(ids)).all()

@@ -237,7 +237,10 @@ def saved(directory: Path) -> GPT:
         ({"method": "gains"}, "holds no settings"),
         ({"method": "gains", "settings": 5}, "holds no settings"),
         ({"method": "gains", "settings": {}}, "blocks, n_labels, rate missing or unknown"),
-        ({"method": "gains", "settings": {"blocks": [0], "n_labels": "two", "rate": 1}}, "do not fit gains"),
+        (
+            {"method": "gains", "settings": {"blocks": [0], "n_labels": "two", "rate": 1}},
+            "n_labels is 'two'; it must be a whole number",
+        ),
         ({"method": "gains", "settings": {"blocks": [0], "n_labels": None}}, "rate missing or unknown"),
         (
             {"method": "gains", "settings": {"blocks": [0], "n_labels": None, "rate": 1, "speed": 2}},

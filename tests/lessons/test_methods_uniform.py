@@ -14,6 +14,7 @@ from lessons import METHODS
 from lessons.common.classifier import Classification, Classifier
 from lessons.common.method import n_trainable
 from minigpt import GPT, GPTConfig
+from minigpt.errors import InputError
 from minigpt.objectives import LanguageModelling
 from minigpt.training import TrainConfig
 from tests.helpers import error, numerical_gradient
@@ -314,3 +315,78 @@ def test_merged_it_is_a_plain_model_that_computes_the_same_or_says_why_not(name:
     with pytest.raises(ValueError, match=r"\w") as caught:
         method(name).merge(applied(name, model, labelled=True))
     one_line(caught)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saving_leaves_other_files_of_a_directory_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    model = base()
+    model.save_pretrained(tmp_path)
+    made = method(name)
+    tuned = made.apply(model, seed=0, data=[batch()])
+    made.save(tuned, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (GPT.from_pretrained(tmp_path).logits(batch()["ids"]) == model.logits(batch()["ids"])).all()
+    assert (METHODS[name].load(model, tmp_path).logits(batch()["ids"]) == tuned.logits(batch()["ids"])).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_changing_what_is_trained_in_place_changes_no_other_model(name: str) -> None:
+    model = base()
+    before = {p.name: p.data.copy() for p in model.parameters()}
+    tuned = method(name).apply(model, seed=0, data=[batch()])
+    for p in tuned.parameters():
+        if p.trainable:
+            p.data += 1
+    assert all((p.data == before[p.name]).all() for p in model.parameters())
+    logits = tuned.logits(batch()["ids"])
+    try:
+        plain = method(name).merge(tuned)
+    except InputError:
+        return
+    for p in plain.parameters():
+        p.data += 1
+    assert all((p.data == before[p.name]).all() for p in model.parameters())
+    assert (tuned.logits(batch()["ids"]) == logits).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["list of dicts", "dict", "pair", "list of pairs"])
+def test_data_comes_in_every_form(name: str, form: str) -> None:
+    pair = (batch()["ids"], batch()["targets"])
+    given: Any = {"list of dicts": [batch()], "dict": batch(), "pair": pair, "list of pairs": [pair]}[form]
+    same = method(name).apply(base(), seed=0, data=[batch()])
+    assert (method(name).apply(base(), seed=0, data=given).logits(pair[0]) == same.logits(pair[0])).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("given", [[{"input_ids": [[1]]}], np.ones((2, 3), int), 5, []])
+def test_data_that_is_none_gets_one_line(name: str, given: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        method(name).apply(base(), seed=0, data=given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_labels", [1, 0, 2.5, "3", float("nan"), True])
+def test_impossible_numbers_of_labels_get_one_line(name: str, n_labels: Any) -> None:
+    with pytest.raises(InputError, match="n_labels is"):
+        METHODS[name](n_labels=n_labels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_numpy_are_numbers(name: str, tmp_path: Path) -> None:
+    made = method(name, n_labels=np.int64(3))
+    assert type(made.n_labels) is int
+    tuned = made.apply(base(), seed=0, data=[batch(labelled=True)])
+    made.save(tuned, tmp_path / "it")
+    loaded = METHODS[name].load(base(), tmp_path / "it")
+    assert (loaded.logits(batch(labelled=True)["ids"]) == tuned.logits(batch(labelled=True)["ids"])).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_of_another_method_is_not_saved(name: str, tmp_path: Path) -> None:
+    foreign = method("prompt_tuning" if name == "adapters" else "adapters").apply(base(), seed=0)
+    with pytest.raises(InputError):
+        method(name).save(foreign, tmp_path / "it")
+    assert not (tmp_path / "it").exists()
