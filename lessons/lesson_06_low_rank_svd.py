@@ -982,10 +982,12 @@ def show_updates(run: Run, base: GPT, tokenizer: Tokenizer, sizes: Sizes, seeds:
     ]
     run.say("  relative error ‖A − A_r‖/‖A‖ of the best approximation, mean over the matrices")
     run.say(table(rows, ["", *(f"r = {r}" for r in columns), "effective rank"]))
-    run.say(
-        "  expect the update below the weights and both below the random matrix; the gradient of a batch below all:\n"
-        "  AdamW divides each entry by its own size, which makes updates of a higher rank than their gradients"
-    )
+    run.say("  expect the update below the weights and both below the random matrix")
+    if "gradient" in first.spectra:
+        run.say(
+            "  expect the gradient of a batch below all: AdamW divides each entry by its own size, which makes\n"
+            "  updates of a higher rank than their gradients"
+        )
     rows = [
         [str(r), f"{first.update_losses[r]:.3f}", f"{first.gain_kept(r):.0%}", f"{first.weight_losses[r]:.3f}"]
         for r in sizes.ranks

@@ -6,7 +6,7 @@
 3. Where a prompt starts (random, words of the vocabulary, a text, the labels) and how long it is.
 4. What it has become: the nearest words of its vectors, before and after; several prompts that vote.
 5. Against prompting with words, prefix tuning, retraining embedding rows, and fine-tuning everything; and with the
-   model's size, on which soft prompts depend more than any other method.
+   model's size: on large models soft prompts were found to catch up with full fine-tuning; on these four?
 
 Expect the prompt to lose: it matches full fine-tuning in models of billions of parameters (Lester et al., figure 1). In
 ours it teaches the form of the answer, and hardly which answer is right.

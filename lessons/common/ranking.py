@@ -20,7 +20,7 @@ from lessons.common.method import Method, Tuned
 from lessons.common.ranking_pictures import ranking_picture, sweep_picture
 from lessons.common.runner import Run
 from lessons.common.sweep import Job
-from lessons.common.table import spread, table
+from lessons.common.table import deviation, spread, table
 from lessons.common.tasks import Task, load_task
 from lessons.common.tuning import Budget, fine_tune
 from minigpt import GPT, RunError, bases
@@ -90,6 +90,7 @@ QUICK = Plan("base-xs", labels="topic", records=64, densities=(0.01,), pair_step
 HEADLINE = 0.01
 HEADLINE_SEEDS = 5
 CONTROLS = ("magnitude", "random", "bottom_k")
+JUDGED = "gradient"
 PROOF = 0.1
 """Share of the entries in the proof of the group ranking."""
 
@@ -213,13 +214,26 @@ def job(
 
 
 def verdict(losses: Mapping[str, Sequence[float]], density: float) -> str:
-    """Whether looking at gradients was worth it at one density: the best such ranking beside the best control."""
+    """Whether looking at gradients was worth it at one density: the plain ranking, chosen before, and the best control.
+
+    Parameters
+    ----------
+    losses : dict of str to sequence of float
+        Score → losses, one a seed.
+    density : float
+    """
     means = {score: float(np.mean(v)) for score, v in losses.items()}
     control = min(CONTROLS, key=lambda score: means[score])
-    informed = min((score for score in means if score not in CONTROLS), key=lambda score: means[score])
+    gap = means[control] - means[JUDGED]
+    if min(len(losses[JUDGED]), len(losses[control])) < 2:
+        words = "pays" if gap > 0 else "does not pay", " (one seed)"
+    elif abs(gap) <= math.hypot(deviation(losses[JUDGED]), deviation(losses[control])):
+        words = "makes no difference beyond the spread of the seeds", ""
+    else:
+        words = "pays" if gap > 0 else "does not pay", ""
     return (
-        f"at {100 * density:g} %: {informed} {means[informed]:.3f}, best control {control} {means[control]:.3f}: "
-        f"the ranking {'pays' if means[informed] < means[control] else 'does not pay'}"
+        f"at {100 * density:g} %: {JUDGED} {means[JUDGED]:.3f}, best control {control} {means[control]:.3f}: "
+        f"the ranking {''.join(words)}"
     )
 
 

@@ -830,13 +830,22 @@ def test_full_run_has_every_density_and_seed_and_writes_the_record(
         assert all(len(values) == 3 for values in committed["results"]["proof"].values())
 
 
-def test_verdict_compares_the_best_ranking_with_the_best_control() -> None:
-    values = {"gradient": [2.0, 4.0], "fisher": [3.5], "random": [3.1], "magnitude": [9.0], "bottom_k": [8.0]}
-    assert ranking.verdict(values, 0.01) == ("at 1 %: gradient 3.000, best control random 3.100: the ranking pays")
+def test_verdict_compares_the_plain_ranking_with_the_best_control() -> None:
+    values = {"gradient": [3.0], "fisher": [1.0], "random": [3.1], "magnitude": [9.0], "bottom_k": [8.0]}
+    assert ranking.verdict(values, 0.01) == (
+        "at 1 %: gradient 3.000, best control random 3.100: the ranking pays (one seed)"
+    )
     values["random"] = [2.9]
     assert ranking.verdict(values, 0.001) == (
-        "at 0.1 %: gradient 3.000, best control random 2.900: the ranking does not pay"
+        "at 0.1 %: gradient 3.000, best control random 2.900: the ranking does not pay (one seed)"
     )
+    values |= {"gradient": [2.0, 2.1], "random": [3.0, 3.1]}
+    assert ranking.verdict(values, 0.01).endswith("the ranking pays")
+    values["gradient"] = [4.0, 4.1]
+    assert ranking.verdict(values, 0.01).endswith("the ranking does not pay")
+    for close in ([2.0, 3.9], [2.3, 4.2]):
+        values["gradient"] = close
+        assert ranking.verdict(values, 0.01).endswith("no difference beyond the spread of the seeds")
 
 
 def test_fewer_entries_go_faster_and_under_a_head_slower_than_the_head() -> None:
