@@ -19,6 +19,7 @@ from typing import Any
 
 import joblib
 import threadpoolctl
+from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 from minigpt import files
@@ -130,11 +131,16 @@ def _work(
             total=total, initial=total - len(jobs), desc=title, unit="run", disable=not progress, dynamic_ncols=True
         ) as bar,
     ):
-        for fault in joblib.Parallel(return_as="generator_unordered", batch_size=1)(tasks):
-            bar.update(1)
-            if fault is not None:
-                kind, message = fault
-                raise kind(message)
+        results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(tasks)
+        try:
+            for fault in results:
+                bar.update(1)
+                if fault is not None:
+                    kind, message = fault
+                    raise kind(message)
+        finally:
+            results.close()
+            get_reusable_executor().shutdown(wait=True, kill_workers=True)  # leaves no process behind
 
 
 def _do(function: Callable[[Job], dict[str, Any]], job: dict[str, Any], path: str) -> tuple[type, str] | None:

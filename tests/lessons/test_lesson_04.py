@@ -489,7 +489,7 @@ def test_lesson_on_the_users_own_pairs(tmp_path: Path, capsys: Any) -> None:
     [
         ("mine.jsonl", "", "is empty"),
         ("mine.csv", "text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(60)), "this lesson needs pairs"),
-        ("mine.txt", "some text", "no task"),
+        ("mine.txt", "some text", "a task is a .csv file"),
         ("gone.jsonl", None, "there is no such file"),
     ],
 )

@@ -2,8 +2,10 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lessons.common import sweep
@@ -43,6 +45,14 @@ def test_every_job_is_done_once_and_kept(tmp_path: Path) -> None:
     names = [path.name for path in (tmp_path / "results").iterdir()]
     assert len(names) == 4
     assert all(name.startswith("m-a_b-") for name in names)
+
+
+@pytest.mark.parametrize("fails", [None, "fault"])
+def test_no_worker_is_left_behind(tmp_path: Path, fails: str | None) -> None:
+    with nullcontext() if fails is None else pytest.raises(RunError):
+        do(tmp_path, jobs(tmp_path, 1, 2, fails=fails))
+    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    assert not [line for line in left if "LokyProcess" in " ".join(line)]
 
 
 def test_each_worker_has_one_thread(tmp_path: Path) -> None:
