@@ -29,7 +29,7 @@ from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
 from lessons.common.lora_files import adapter_config, method_settings, pattern_value, targeted
 from lessons.common.lora_serving import Branch, MultiLoRA
-from lessons.common.method import Method, Tuned, assign, blocks_setting, language_model, listed, register
+from lessons.common.method import Method, Tuned, assign, blocks_setting, language_model, listed, register, trunk_of
 from lessons.common.peft_files import QUANTIZATION_FILE, load_adapter, save_adapter
 from lessons.common.runner import Run
 from lessons.common.table import table
@@ -898,11 +898,6 @@ class LoRAPlus(LoRA):
     def groups(self, tuned: Tuned) -> Sequence[ParameterGroup]:
         """B's own rate."""
         return (ParameterGroup("*.lora_B.weight", lr_scale=self.loraplus_lr_ratio),)
-
-
-def trunk_of(tuned: Tuned) -> GPT:
-    """The GPT in a tuned model."""
-    return tuned.trunk if isinstance(tuned, Classifier) else tuned
 
 
 def adapted_layers(model: GPT) -> dict[str, LoRALinear]:

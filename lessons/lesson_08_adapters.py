@@ -30,7 +30,17 @@ from lessons.common import derivation, gradcheck, runner
 from lessons.common.classifier import Classifier
 from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
-from lessons.common.method import Method, Tuned, assign, blocks_setting, language_model, listed, n_trainable, register
+from lessons.common.method import (
+    Method,
+    Tuned,
+    assign,
+    blocks_setting,
+    language_model,
+    listed,
+    n_trainable,
+    register,
+    trunk_of,
+)
 from lessons.common.peft_files import load_adapter, refuse_settings, save_adapter
 from lessons.common.runner import Run
 from lessons.common.tasks import load_task
@@ -623,7 +633,7 @@ class IA3(Method):
 
     def save(self, tuned: Tuned, directory: str | Path) -> None:
         """Write a `peft` directory; a classifier's head goes with it (``modules_to_save``)."""
-        self.require_own(tuned.trunk if isinstance(tuned, Classifier) else tuned)
+        self.require_own(trunk_of(tuned))
         tensors = self.state(tuned)
         config = {
             "peft_type": "IA3",

@@ -29,9 +29,8 @@ from matplotlib.figure import Figure
 
 from lessons import METHODS
 from lessons.common import plotting, runner, sweep
-from lessons.common.classifier import Classifier
 from lessons.common.measure import step_cost
-from lessons.common.method import Method, n_trainable
+from lessons.common.method import Method, n_trainable, trunk_of
 from lessons.common.runner import Run
 from lessons.common.scenarios import as_questions, delimiter, few_shot, written_scores
 from lessons.common.sweep import Job, Result
@@ -247,7 +246,7 @@ def measure(job: Job) -> dict[str, Any]:
     }
     if job["scored"]:
         values["scores"] = scores(done.model, task, job["test"])
-        trunk = done.model.trunk if isinstance(done.model, Classifier) else done.model
+        trunk = trunk_of(done.model)
         held_out = _held_out(job["base"], job["windows"])
         before, after = (evaluate_batches(model, held_out)[0] for model in (base, trunk))
         values["forgetting"] = after - before

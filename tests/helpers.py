@@ -6,9 +6,11 @@ import ctypes
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.image import imread
 
 
 def error(a: Any, b: Any, floor: float = 0.0) -> float:
@@ -88,3 +90,9 @@ def die_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture of notebook width with something on it."""
+    pixels = imread(path)
+    return pixels.shape[0] > 200 and pixels.shape[1] > 1000 and float(pixels.std()) > 0.01

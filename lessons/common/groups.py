@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lessons.common.classifier import Classifier
 from lessons.common.forest import Forest, Importance, forest_importance, ridge_effects
 from lessons.common.masked import MaskedMethod, Masks
-from lessons.common.method import Tuned
+from lessons.common.method import Tuned, trunk_of
 from minigpt import GPT
 from minigpt.errors import InputError, RunError
 from minigpt.objectives import Batch, Objective
@@ -171,7 +170,7 @@ class Interventions:
         self.objective = objective
         self.batch = batch
         self.total = objective.total(batch)
-        trunk = self.model.trunk if isinstance(self.model, Classifier) else self.model
+        trunk = trunk_of(self.model)
         self.model.freeze()
         trunk.unfreeze()
         xp = base.backend.xp

@@ -167,7 +167,7 @@ class Method:
         RunError
             If it cannot be written.
         """
-        self.require_own(tuned.trunk if isinstance(tuned, Classifier) else tuned)
+        self.require_own(trunk_of(tuned))
         settings = {"method": self.name, "settings": asdict(self)}
         files.save_with_settings(directory, TENSORS_FILE, self.state(tuned), {SETTINGS_FILE: settings})
 
@@ -399,6 +399,11 @@ def language_model(tuned: Tuned, name: str) -> GPT:
     if isinstance(tuned, Classifier):
         raise InputError(f"{name}: a model with a classifier head cannot become a plain GPT; its trunk can be merged")
     return tuned
+
+
+def trunk_of(tuned: Tuned) -> GPT:
+    """The GPT in a tuned model."""
+    return tuned.trunk if isinstance(tuned, Classifier) else tuned
 
 
 def n_trainable(tuned: Tuned) -> int:

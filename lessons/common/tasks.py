@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -38,7 +38,48 @@ EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
-class LabelTask:
+class _Task:
+    # What both kinds of tasks share: their splits as padded batches.
+
+    data: DataSet[Any]
+    tokenizer: Tokenizer
+    max_length: int
+
+    @property
+    def name(self) -> str:
+        """Of the data."""
+        return self.data.name
+
+    @cached_property
+    def _encoded(self) -> dict[str, Batch]:
+        return {}
+
+    def collate(self, split: str) -> Batch:
+        raise NotImplementedError
+
+    def encoded(self, split: str) -> Batch:
+        """A whole split as one padded batch, made when it is first asked for."""
+        if split not in self._encoded:
+            whole = self.collate(split)
+            whole.pop("truncated")
+            self._encoded[split] = whole
+        return self._encoded[split]
+
+    def limited(self, n: int) -> Self:
+        """The same task with its first n training records only."""
+        return replace(self, data=replace(self.data, train=_first(self.data, n)))
+
+    def batches(self, batch_size: int, seed: int = 0) -> Callable[[int], Batch]:
+        """The training batch of a step: epochs over the training records, each in an order of its own."""
+        return epochs(self.encoded("train"), batch_size, seed)
+
+    def validation(self, limit: int | None = None) -> list[Batch]:
+        """Batches of the validation split."""
+        return in_batches(self.encoded("validation"), limit)
+
+
+@dataclass(frozen=True)
+class LabelTask(_Task):
     """Texts with labels, for a classifier.
 
     Attributes
@@ -65,11 +106,6 @@ class LabelTask:
             raise InputError(f"{self.name}: all training texts have the label {names}; at least two are needed")
 
     @property
-    def name(self) -> str:
-        """Of the data."""
-        return self.data.name
-
-    @property
     def n_labels(self) -> int:
         """Number of different labels."""
         return len(self.data.label_names)
@@ -79,29 +115,9 @@ class LabelTask:
         """What training minimises."""
         return Classification()
 
-    @cached_property
-    def _encoded(self) -> dict[str, Batch]:
-        return {}
-
-    def encoded(self, split: str) -> Batch:
-        """A whole split as one padded batch: `ids`, `lengths`, `labels`."""
-        if split not in self._encoded:
-            whole = collate_labelled(self.tokenizer, self.data.split(split), self.max_length)
-            whole.pop("truncated")
-            self._encoded[split] = whole
-        return self._encoded[split]
-
-    def limited(self, n: int) -> LabelTask:
-        """The same task with its first n training texts only."""
-        return replace(self, data=replace(self.data, train=_first(self.data, n)))
-
-    def batches(self, batch_size: int, seed: int = 0) -> Callable[[int], Batch]:
-        """The training batch of a step: epochs over the training texts, each in an order of its own."""
-        return epochs(self.encoded("train"), batch_size, seed)
-
-    def validation(self, limit: int | None = None) -> list[Batch]:
-        """Batches of the validation split."""
-        return in_batches(self.encoded("validation"), limit)
+    def collate(self, split: str) -> Batch:
+        """A whole split: `ids`, `lengths`, `labels`, `truncated`."""
+        return collate_labelled(self.tokenizer, self.data.split(split), self.max_length)
 
     def score(self, model: Any, split: str = "test", limit: int | None = None) -> dict[str, float]:
         """``accuracy`` and ``loss`` (nats a text) of a classifier."""
@@ -119,7 +135,7 @@ class LabelTask:
 
 
 @dataclass(frozen=True)
-class PairTask:
+class PairTask(_Task):
     """Prompts and completions, for a language model; only the completion is scored.
 
     Attributes
@@ -137,38 +153,13 @@ class PairTask:
     n_labels = None
 
     @property
-    def name(self) -> str:
-        """Of the data."""
-        return self.data.name
-
-    @property
     def objective(self) -> Objective:
         """What training minimises."""
         return LanguageModelling()
 
-    @cached_property
-    def _encoded(self) -> dict[str, Batch]:
-        return {}
-
-    def encoded(self, split: str) -> Batch:
-        """A whole split as one padded batch: `ids`, `targets`, `lengths`."""
-        if split not in self._encoded:
-            whole = collate_pairs(self.tokenizer, self.data.split(split), self.max_length)
-            whole.pop("truncated")
-            self._encoded[split] = whole
-        return self._encoded[split]
-
-    def limited(self, n: int) -> PairTask:
-        """The same task with its first n training pairs only."""
-        return replace(self, data=replace(self.data, train=_first(self.data, n)))
-
-    def batches(self, batch_size: int, seed: int = 0) -> Callable[[int], Batch]:
-        """The training batch of a step: epochs over the training pairs, each in an order of its own."""
-        return epochs(self.encoded("train"), batch_size, seed)
-
-    def validation(self, limit: int | None = None) -> list[Batch]:
-        """Batches of the validation split."""
-        return in_batches(self.encoded("validation"), limit)
+    def collate(self, split: str) -> Batch:
+        """A whole split: `ids`, `targets`, `lengths`, `truncated`."""
+        return collate_pairs(self.tokenizer, self.data.split(split), self.max_length)
 
     def score(self, model: Any, split: str = "test", limit: int | None = None) -> dict[str, float]:
         """``accuracy`` (exact match of the greedy completion with a reference), ``loss`` and ``perplexity`` a token."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from kernels import Backend, get_backend
 from lessons import lesson_01_pretraining as lesson
@@ -19,6 +18,7 @@ from lessons.common.runner import Run, Settings
 from minigpt import GPT, load_tokenizer
 from minigpt.data import DataSet
 from minigpt.data.base import split_of
+from tests.helpers import is_picture
 from tests.standin import BACKEND as STANDIN
 
 SUBJECTS = ["the cat", "a dog", "my sister", "the old man", "our teacher", "a tall girl"]
@@ -56,11 +56,6 @@ def read(directory: Path) -> Any:
 
 def check_lines(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.endswith((" ok", " WRONG", " not written yet"))]
-
-
-def is_picture(path: Path) -> bool:
-    pixels = imread(path)
-    return pixels.shape[0] > 200 and pixels.shape[1] > 1000 and float(pixels.std()) > 0.01
 
 
 # ---------------------------------------------------------------------------------------------- the whole lesson

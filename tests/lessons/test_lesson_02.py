@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from kernels import get_backend
 from lessons import METHODS
@@ -36,7 +35,7 @@ from minigpt import GPT, GPTConfig, Tokenizer
 from minigpt.objectives import LanguageModelling
 from minigpt.optim import group_of
 from minigpt.training import RunError, TrainConfig, train
-from tests.helpers import TOLERANCE, error, numerical_gradient
+from tests.helpers import TOLERANCE, error, is_picture, numerical_gradient
 from tests.standin import BACKEND as STANDIN
 
 NUMPY = get_backend("numpy")
@@ -374,11 +373,6 @@ def test_a_rate_at_which_training_diverges_loses(laboratory: Laboratory, monkeyp
 
 def read(directory: Path) -> Any:
     return json.loads((directory / "lesson-02" / "record.json").read_text(encoding="utf-8"))
-
-
-def is_picture(path: Path) -> bool:
-    pixels = imread(path)
-    return pixels.shape[0] > 200 and pixels.shape[1] > 1000 and float(pixels.std()) > 0.01
 
 
 def test_quick_lesson_does_all_that_it_promises(tmp_path: Path, capsys: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 from tqdm import tqdm
 
 from kernels import get_backend
@@ -36,7 +35,7 @@ from minigpt import GPT, GPTConfig, Tokenizer
 from minigpt.data import DataSet, Example
 from minigpt.objectives import LanguageModelling
 from minigpt.training import History, RunError, State, TrainConfig
-from tests.helpers import TOLERANCE, error, numerical_gradient
+from tests.helpers import TOLERANCE, error, is_picture, numerical_gradient
 from tests.standin import BACKEND as STANDIN
 
 NUMPY = get_backend("numpy")
@@ -549,11 +548,6 @@ def test_names_of_the_ways_are_the_papers() -> None:
 
 def read(directory: Path) -> Any:
     return json.loads((directory / "lesson-03" / "record.json").read_text(encoding="utf-8"))
-
-
-def is_picture(path: Path) -> bool:
-    pixels = imread(path)
-    return pixels.shape[0] > 200 and pixels.shape[1] > 1000 and float(pixels.std()) > 0.01
 
 
 def test_quick_lesson_does_all_that_it_promises(tmp_path: Path, capsys: Any) -> None:

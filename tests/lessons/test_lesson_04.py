@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.image import imread
 
 from kernels import get_backend
 from lessons import METHODS
@@ -45,7 +44,7 @@ from minigpt.data import IGNORED, DataSet, Pair
 from minigpt.data.tokens import collate_pairs
 from minigpt.objectives import LanguageModelling, shards, take
 from minigpt.parameters import Gradients
-from tests.helpers import assert_gradient, error, numerical_gradient
+from tests.helpers import assert_gradient, error, is_picture, numerical_gradient
 from tests.standin import BACKEND as STANDIN
 
 NUMPY = get_backend("numpy")
@@ -442,11 +441,6 @@ def test_names_of_the_courses_tasks_are_those_that_are_judged_otherwise() -> Non
 
 def read(directory: Path) -> Any:
     return json.loads((directory / "lesson-04" / "record.json").read_text(encoding="utf-8"))
-
-
-def is_picture(path: Path) -> bool:
-    pixels = imread(path)
-    return pixels.shape[0] > 200 and pixels.shape[1] > 1000 and float(pixels.std()) > 0.01
 
 
 def test_quick_lesson(tmp_path: Path, capsys: Any) -> None:
