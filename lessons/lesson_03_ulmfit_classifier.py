@@ -576,7 +576,9 @@ def find_tasks(run: Run, tokenizer: Tokenizer, sizes: Sizes) -> dict[str, LabelT
     """The user's own task, or the lesson's by name; one that is not on this machine is left out, with a word."""
     own = run.settings.data
     if own is not None:
-        return {Path(own).name: shortened(require_labels(own_task(own, tokenizer)), sizes.budget.test)}
+        task = require_labels(own_task(own, tokenizer))
+        run.say(f"\n  {task.describe()}")
+        return {Path(own).name: shortened(task, sizes.budget.test)}
     found = {}
     for name in sizes.tasks:
         try:
@@ -618,7 +620,7 @@ def show_cost(run: Run, task: LabelTask, base: GPT) -> None:
         forward, backward = (f"{sum(part.values()) / 1e6:,.1f}" for part in (cost.forward, cost.backward))
         kept, time = f"{cost.activations / 1e3:,.0f}", f"{1e3 * cost.seconds:.1f}"
         rows.append([unfreezing, f"{cost.trainable:,}", forward, backward, kept, time])
-    headers = ["trained", "parameters", "forward (Mflop)", "backward (Mflop)", "kept for it (kB)", "ms"]
+    headers = ["trained", "parameters", "forward (MFLOP)", "backward (MFLOP)", "kept for it (kB)", "ms"]
     run.say(table(rows, headers, indent=4))
     run.say(
         "  With a frozen trunk nothing goes back through it, and nothing is kept for that; with the last block\n"

@@ -44,7 +44,7 @@ from lessons.common.instruction import (
 from lessons.common.runner import Run
 from lessons.common.scenarios import OTHER, few_shot, measure, written_scores
 from lessons.common.table import spread, table
-from lessons.common.tasks import PairTask, load_task, require_pairs
+from lessons.common.tasks import PairTask, load_task, own_task, require_pairs
 from lessons.common.tuning import Budget, fine_tune
 from minigpt import GPT, GPTConfig, InputError, bases
 from minigpt.context import Context
@@ -702,6 +702,8 @@ def lesson(run: Run) -> None:
     settings = run.settings
     plan = QUICK if settings.quick else FULL if settings.full and settings.standard else CORE
     experiment = Experiment(plan, run.backend, settings.data)
+    if settings.data:
+        run.say(f"\n  {own_task(settings.data, experiment.tokenizer).describe()}")
     show_tasks(run, experiment.labels, experiment.tasks)
 
     seeds = range(settings.seed, settings.seed + (SEEDS if settings.full else 1))

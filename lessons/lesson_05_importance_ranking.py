@@ -576,6 +576,8 @@ def lesson(run: Run) -> None:
     tasks = {name: load(plan.base, name, plan.records, run.backend.name)[1] for name in names}
     base = load(plan.base, names[0], plan.records, run.backend.name)[0]
     first = tasks[names[0]]
+    if settings.data:
+        run.say(f"\n  {first.describe()}")
     run.say(f"\n  every check holds; the base is {plan.base}, {base.n_parameters:,} parameters")
     show_choice(run, plan, base, first)
     show_cost(run, plan, base, first)
@@ -633,9 +635,9 @@ def show_cost(run: Run, plan: Plan, base: GPT, task: Task) -> None:
     for name, method in methods.items():
         cost = step_cost(method.apply(base, run.settings.seed, data), task.objective, batch, repeats=3)
         costs[name] = cost.as_record()
-        kib = [f"{b / 1024:,.0f}" for b in (cost.gradients, cost.optimizer, cost.activations)]
-        table_rows.append([name, f"{cost.trainable:,}", *kib, f"{cost.flops / 1e9:.2f}", f"{1e3 * cost.seconds:.0f}"])
-    headers = ["entries", "trained", "gradients (KiB)", "optimizer (KiB)", "activations (KiB)", "GFLOP", "ms"]
+        kb = [f"{b / 1e3:,.0f}" for b in (cost.gradients, cost.optimizer, cost.activations)]
+        table_rows.append([name, f"{cost.trainable:,}", *kb, f"{cost.flops / 1e9:.2f}", f"{1e3 * cost.seconds:.0f}"])
+    headers = ["entries", "trained", "gradients (kB)", "optimizer (kB)", "activations (kB)", "GFLOP", "ms"]
     run.say(table(table_rows, headers))
     run.say(
         "  Gradients and optimizer state shrink with the selection. Of the time only the weights' products can go,\n"

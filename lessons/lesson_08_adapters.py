@@ -887,6 +887,8 @@ def lesson(run: Run) -> None:
     base, tokenizer = bases.load(plan.base, backend=backend)
     names = plan.tasks if settings.data is None else (settings.data,)
     tasks = [load_task(name, tokenizer, plan.records) for name in names]
+    if settings.data:
+        run.say(f"\n  {tasks[0].describe()}")
     study.show_costs(run, base, tasks[0], plan)
 
     run.heading("Training")

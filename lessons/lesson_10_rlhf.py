@@ -970,6 +970,7 @@ def lesson(run: Run) -> None:
     for number in range(SEEDS if settings.full else 1):
         seed = settings.seed + number
         run.heading(f"Training{f', seed {seed}' if settings.full else ''}")
+        run.say(f"  {recipe.base}: supervised fine-tuning, a reward model, PPO with and without a price on KL, DPO")
         bench = Bench(experiment.begin(run, recipe, data, seed), recipe, data)
         start, free = bench.start, replace(recipe.ppo, loss=replace(recipe.ppo.loss, beta=0.0))
         arms = {

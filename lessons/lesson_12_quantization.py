@@ -754,6 +754,7 @@ def lesson(run: Run) -> None:
     run.results["sizes"] = asdict(sizes)
     if settings.data:
         tasks = [own_task(settings.data, tokenizer)]
+        run.say(f"\n  {tasks[0].describe()}")
     else:
         tasks = [load_task(name, tokenizer, sizes.records) for name in sizes.tasks]
     run.picture("levels", quantization_pictures.levels_picture({k: book() for k, (_, book) in CODEBOOKS.items()}))

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lessons import METHODS
 from lessons.common import plotting, sweep
-from lessons.common.measure import step_cost
+from lessons.common.measure import StepCost, step_cost
 from lessons.common.method import Method
 from lessons.common.plotting import End
 from lessons.common.runner import Run
@@ -277,31 +277,37 @@ def try_all(plan: Plan, todo: Sequence[tuple[str, Variant]], seeds: Sequence[int
     return found
 
 
-def token_seconds(model: GPT, tokens: int, repeats: int) -> float:
-    """Median time of one more token at batch 1 with a key/value cache, through the model's layers.
+def token_seconds(models: Mapping[str, GPT], tokens: int, repeats: int) -> dict[str, float]:
+    """Median time of one more token at batch 1 with a key/value cache, through each model's layers.
 
-    `generate` has a short cut for plain GPTs, which would count against every model whose layers were changed.
+    `generate` has a short cut for plain GPTs, which would count against every model whose layers were changed. The
+    models take turns, so that what else the machine does falls on all of them.
 
     Parameters
     ----------
-    model : GPT
+    models : dict of str to GPT
     tokens, repeats : int
-        Tokens of a sequence, and sequences.
+        Tokens of a sequence, and sequences of each model.
     """
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repeats):
+        for name, model in models.items():
+            times[name].append(_sequence_seconds(model, tokens) / tokens)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def _sequence_seconds(model: GPT, tokens: int) -> float:
     config, backend = model.config, model.backend
     ids = backend.asarray(np.zeros((1, 1), np.int64))
-    times = []
-    for _ in range(repeats):
-        cache = KVCache(
-            backend, config.n_layer, 1, config.n_head, config.n_positions, config.n_embd // config.n_head, model.dtype
-        )
-        began = time.perf_counter()
-        for _ in range(tokens):
-            ctx = model.context(cache=cache)
-            hidden, _ = model.forward(ids, ctx)
-            backend.to_numpy(lm_logits(hidden[:, -1], model.wte, ctx))
-        times.append((time.perf_counter() - began) / tokens)
-    return statistics.median(times)
+    cache = KVCache(
+        backend, config.n_layer, 1, config.n_head, config.n_positions, config.n_embd // config.n_head, model.dtype
+    )
+    began = time.perf_counter()
+    for _ in range(tokens):
+        ctx = model.context(cache=cache)
+        hidden, _ = model.forward(ids, ctx)
+        backend.to_numpy(lm_logits(hidden[:, -1], model.wte, ctx))
+    return time.perf_counter() - began
 
 
 def switched_off(tuned: Any, blocks: Iterable[int]) -> Any:
@@ -343,40 +349,48 @@ def show_costs(run: Run, base: GPT, task: Task, plan: Plan) -> None:
     batch = {"ids": ids, "targets": batch.get("targets", np.where(ids == ids[:, :1], -100, ids))}
     m = plan.size
     ours = [Variant("", f"{p} m={m}", "adapters", {"bottleneck": m, "placement": p}) for p in PLACEMENTS]
-    rows: list[list[str]] = []
-    costs: dict[str, dict[str, Any]] = {}
+    steps: dict[str, StepCost] = {}
+    formulas: dict[str, str] = {}
+    models: dict[str, GPT] = {}
+    states: dict[str, str] = {}
     for variant in (*OTHERS, *ours):
         method: Any = make(variant.method, variant.settings)
         tuned = method.apply(base)
-        step = step_cost(tuned, LanguageModelling(), batch, plan.repeats)
+        steps[variant.label] = step_cost(tuned, LanguageModelling(), batch, plan.repeats)
+        formulas[variant.label] = f"{method.count(base.config):,}" if hasattr(method, "count") else ""
         try:
-            model, state = method.merge(tuned), "merged"
+            models[variant.label], states[variant.label] = method.merge(tuned), "merged"
         except InputError:
-            model, state = tuned, "stays"
-        token = token_seconds(model, 5 * plan.repeats, plan.repeats)
-        costs[variant.label] = {"step": step.as_record(), "token_seconds": token, "state": state}
-        rows.append([
-            variant.label,
+            models[variant.label], states[variant.label] = tuned, "stays"
+    tokens = token_seconds(models, 5 * plan.repeats, 3 * plan.repeats)
+    rows = [
+        [
+            label,
             f"{step.trainable:,}",
-            f"{method.count(base.config):,}" if hasattr(method, "count") else "",
+            formulas[label],
             f"{100 * step.trainable / base.n_parameters:.2f} %",
             f"{1e3 * step.seconds:.1f}",
-            f"{(step.gradients + step.optimizer) / 2**20:.2f}",
-            f"{step.activations / 2**20:.2f}",
-            f"{step.measured_peak / 2**20:.2f}",
-            f"{1e6 * token:.0f}",
-            state,
-        ])  # fmt: skip
-    headers = ["", "trainable", "formula", "of base", "step ms", "gradients + Adam MiB", "activations MiB",
-               "peak MiB", "token µs", ""]  # fmt: skip
+            f"{(step.gradients + step.optimizer) / 1e6:.2f}",
+            f"{step.activations / 1e6:.2f}",
+            f"{step.measured_peak / 1e6:.2f}",
+            f"{1e6 * tokens[label]:.0f}",
+            states[label],
+        ]
+        for label, step in steps.items()
+    ]
+    headers = ["", "trainable", "formula", "of base", "step ms", "gradients + Adam MB", "activations MB",
+               "peak MB", "token µs", ""]  # fmt: skip
     run.say(table(rows, headers, "lrrrrrrrrl"))
     run.say(
         "\n  Gradients and optimizer state shrink with what is trained. Activations shrink less: the gradient still\n"
         "  has to pass through the frozen layers on its way down. What BitFit and IA3 learn folds into the weights;\n"
         "  an adapter is two more products and a GELU for every token, after or beside the layer it belongs to."
     )
-    run.results["costs"] = costs
-    slow = costs[ours[0].label]["token_seconds"] / costs["full"]["token_seconds"]
+    run.results["costs"] = {
+        label: {"step": step.as_record(), "token_seconds": tokens[label], "state": states[label]}
+        for label, step in steps.items()
+    }
+    slow = tokens[ours[0].label] / tokens["full"]
     run.report("adapter_time_a_token", slow, "× base", digits=2, banded=False)
 
 

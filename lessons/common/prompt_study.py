@@ -128,7 +128,9 @@ class Study:
         if settings.data is None:
             tasks = {name: _task(name, tokenizer, plan.records) for name in plan.tasks}
         else:
-            tasks = {settings.data: prompts.as_pair_task(own_task(settings.data, tokenizer))}
+            own = own_task(settings.data, tokenizer)
+            run.say(f"\n  {own.describe()}")
+            tasks = {settings.data: prompts.as_pair_task(own)}
         room = self.base.config.n_positions - max(plan.length, *plan.lengths)  # what the longest prompt leaves
         tasks = {name: replace(task, max_length=min(task.max_length, room)) for name, task in tasks.items()}
         self.name, self.task = next(iter(tasks.items()))

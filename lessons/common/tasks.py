@@ -77,6 +77,11 @@ class _Task:
         """Batches of the validation split."""
         return in_batches(self.encoded("validation"), limit)
 
+    def describe(self) -> str:
+        """One line: how many records there are to learn from and to judge by."""
+        train, validation, test = (len(self.data.split(split)) for split in SPLITS)
+        return f"{self.name}: {train:,} records to train on, {validation:,} to validate on, {test:,} to test on"
+
 
 @dataclass(frozen=True)
 class LabelTask(_Task):
@@ -114,6 +119,13 @@ class LabelTask(_Task):
     def objective(self) -> Objective:
         """What training minimises."""
         return Classification()
+
+    def describe(self) -> str:
+        """As for every task; and what guessing the commonest label reaches."""
+        labels = [example.label for example in self.data.test]
+        counts = np.bincount(labels, minlength=self.n_labels)
+        name, share = self.data.label_names[int(counts.argmax())], counts.max() / len(labels)
+        return f"{super().describe()}; always guessing {name!r} is right in {share:.0%} of the test"
 
     def collate(self, split: str) -> Batch:
         """A whole split: `ids`, `lengths`, `labels`, `truncated`."""

@@ -54,6 +54,9 @@ def test_spread_is_mean_and_sample_deviation() -> None:
 def test_band_around_is_three_deviations_of_seeds_and_allowance_together() -> None:
     band = Band.around([1.0, 2.0, 3.0], allowance=0.0)
     assert (band.low, band.high, band.seeds) == (-1.0, 5.0, 3)
+    same = Band.around([2.0, 2.0, 2.0])
+    assert 2.0 + 1e-4 in same  # another processor rounds otherwise
+    assert 2.0 + 1e-2 not in same
     wider = Band.around([1.0, 2.0, 3.0], allowance=math.sqrt(3.0))
     assert wider.low == pytest.approx(2 - 6)
     assert wider.high == pytest.approx(2 + 6)

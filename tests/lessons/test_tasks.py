@@ -190,7 +190,12 @@ def test_own_files(tmp_path: Path) -> None:
     csv = tmp_path / "mine.csv"
     csv.write_text("text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} {i},{i % 2}\n" for i in range(60)))
     assert isinstance(load_task(str(csv), TOKENIZER), LabelTask)
-    assert require_labels(load_task(str(csv), TOKENIZER)).n_labels == 2
+    labelled = require_labels(load_task(str(csv), TOKENIZER))
+    assert labelled.n_labels == 2
+    most = max(sum(e.label == label for e in labelled.data.test) for label in (0, 1))
+    told = labelled.describe()
+    assert f"{len(labelled.data.train)} records to train on" in told
+    assert f"right in {most / len(labelled.data.test):.0%} of the test" in told
     assert require_pairs(task) is task
     with pytest.raises(InputError, match="this lesson needs labelled texts"):
         require_labels(task)
