@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from tqdm import tqdm
 
 from lessons.common import plotting
@@ -381,6 +382,9 @@ def budget_picture(results: Mapping[int, Mapping[str, Result]], before: Mapping[
         ends.append(End(budgets[-1], values[-1].mean(), name, colour))
     axes.set_xscale("log")
     axes.set_xticks(budgets, [str(steps) for steps in budgets])
+    axes.set_yscale("log")  # late in training the lines lie close together
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
     axes.set_xlabel("steps of training")
     axes.set_ylabel("test loss (nats a token)")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from kernels.array import Array
 from lessons.common import plotting
@@ -244,21 +243,13 @@ def components_picture(
         (panels[0], centred, "Centred: how texts differ", "axis 1"),
         (panels[1], uncentred, "Not centred: where they are", f"axis 1 (cosine with the mean: {cosine:.3f})"),
     ):
+        tops = []
         for label, name in enumerate(names):
             points, colour = scores[labels == label], plotting.PALETTE[label % len(plotting.PALETTE)]
             axes.scatter(points[:, 0], points[:, 1], color=colour, s=14, alpha=0.6, linewidth=0)
-            top = (float(np.median(points[:, 0])), float(points[:, 1].max()))
-            axes.annotate(
-                name,
-                top,
-                xytext=(0, 7),
-                textcoords="offset points",
-                color=colour,
-                weight="bold",
-                ha="center",
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-            )
+            tops.append(End(float(np.median(points[:, 0])), float(points[:, 1].max()), name, colour))
         axes.margins(0.08)
+        plotting.label_tops(axes, tops)
         axes.axvline(0, color=plotting.GREY, linewidth=0.8)
         axes.axhline(0, color=plotting.GREY, linewidth=0.8)
         axes.set_xlabel(f"score on {first}")

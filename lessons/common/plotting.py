@@ -7,6 +7,7 @@ Pictures are made without pyplot, so that a lesson neither opens windows nor dis
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from minigpt.files import write_atomic
@@ -38,6 +40,9 @@ PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 
 INTENSITY = LinearSegmentedColormap.from_list("intensity", ["#FFFFFF", "#9CCBE8", BLUE, "#00263D"])
 """From nothing (white) to much (dark), for matrices of amounts."""
+
+SIGNED = LinearSegmentedColormap.from_list("signed", [VERMILLION, "#F4B183", "#FFFFFF", "#9CCBE8", BLUE])
+"""From negative over 0 (white) to positive, for matrices of numbers; to be used with limits of equal size."""
 
 STYLE: Any = {
     "figure.dpi": 100,
@@ -168,7 +173,8 @@ def label_ends(axes: Axes, ends: Sequence[End], gap: float = 14.0) -> None:
     points = 72.0 / figure.dpi
     ordered = sorted(ends, key=lambda end: end.y)
     heights = [float(axes.transData.transform((end.x, end.y))[1]) * points for end in ordered]
-    for end, height, place in zip(ordered, heights, spaced(heights, gap), strict=True):
+    bottom = axes.bbox.y0 * points + gap / 2  # below it stand the ticks
+    for end, height, place in zip(ordered, heights, spaced(heights, gap, bottom), strict=True):
         axes.annotate(
             end.text,
             (end.x, end.y),
@@ -181,17 +187,50 @@ def label_ends(axes: Axes, ends: Sequence[End], gap: float = 14.0) -> None:
         )
 
 
-def spaced(places: Sequence[float], gap: float) -> list[float]:
+def label_tops(axes: Axes, tops: Sequence[End], gap: float = 14.0) -> None:
+    """Write each cloud's name over its highest point, one higher than the other where two would overlap.
+
+    Call it when the limits of the axes are final.
+
+    Parameters
+    ----------
+    axes : Axes
+    tops : sequence of End
+        Where each cloud ends upwards.
+    gap : float
+        Least distance between the middles of two names, in points.
+    """
+    figure = axes.get_figure()
+    assert figure is not None
+    points = 72.0 / figure.dpi
+    ordered = sorted(tops, key=lambda top: top.y)
+    heights = [float(axes.transData.transform((top.x, top.y))[1]) * points for top in ordered]
+    for top, height, place in zip(ordered, heights, spaced(heights, gap), strict=True):
+        axes.annotate(
+            top.text,
+            (top.x, top.y),
+            xytext=(0, place - height + 7),
+            textcoords="offset points",
+            color=top.colour,
+            weight="bold",
+            ha="center",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+        )
+
+
+def spaced(places: Sequence[float], gap: float, lowest: float = -math.inf) -> list[float]:
     """Ascending places moved apart to at least `gap`, each as little as the others allow.
 
-    Groups of neighbours that are too near are laid out around their common middle, until no two groups touch.
+    Groups of neighbours that are too near are laid out around their common middle, until no two groups touch; what
+    would lie under `lowest` moves up to it.
     """
     groups: list[list[float]] = []
     for place in places:
         groups.append([place])
         while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
             groups[-2:] = [groups[-2] + groups[-1]]
-    return [_bottom(group, gap) + i * gap for group in groups for i in range(len(group))]
+    apart = [_bottom(group, gap) + i * gap for group in groups for i in range(len(group))]
+    return [max(place, lowest + i * gap) for i, place in enumerate(apart)]
 
 
 def _middle(group: Sequence[float]) -> float:

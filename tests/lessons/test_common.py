@@ -307,6 +307,7 @@ def test_spaced_moves_only_what_is_too_near() -> None:
     crowded = plotting.spaced([0, 3, 4, 5, 9], 3)
     assert all(b - a >= 3 - 1e-9 for a, b in pairwise(crowded))
     assert plotting.spaced([], 3) == []
+    assert plotting.spaced([0, 0, 9], 2, lowest=1) == [1, 3, 9]  # nothing under the axes
 
 
 def test_label_ends_writes_each_name_in_its_colour() -> None:
