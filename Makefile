@@ -14,7 +14,7 @@ endif
 PIP := "$(PY)" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Settings of a lesson, passed on as options. DATA and OUT may hold blanks and quotes, so the shell reads them itself.
-export DATA OUT
+export DATA OUT PACK SUBMISSIONS ROSTER
 on = $(filter-out 0 no false,$(1))
 OPTIONS = $${DATA:+--data "$$DATA"} $${OUT:+--out "$$OUT"} $(if $(BACKEND),--backend $(BACKEND)) \
 	$(if $(SEED),--seed $(SEED)) $(if $(call on,$(FULL)),--full) $(if $(call on,$(QUICK)),--quick) \
@@ -23,6 +23,9 @@ OPTIONS = $${DATA:+--data "$$DATA"} $${OUT:+--out "$$OUT"} $(if $(BACKEND),--bac
 FILES := $(sort $(wildcard lessons/lesson_[0-9][0-9]_*.py))
 NUMBERS := $(foreach f,$(FILES),$(patsubst 0%,%,$(word 2,$(subst _, ,$(notdir $(f))))))
 LESSONS := $(addprefix lesson-,$(NUMBERS))
+
+PAGES := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+NOTEBOOKS := $(foreach f,$(PAGES),notebook-$(patsubst 0%,%,$(word 1,$(subst _, ,$(notdir $(f))))))
 
 ##@ Learn
 .PHONY: $(LESSONS)
@@ -39,6 +42,23 @@ lessons: $(VENV)/.installed
 compare: $(VENV)/.installed
 	@"$(PY)" -m lessons 11 --full $(OPTIONS)
 
+.PHONY: claims
+## claims: what lecture notes say of these methods, each with a verdict from the records. FULL=1 measures what is missing
+claims: $(VENV)/.installed
+	@"$(PY)" -m lessons.claims $(if $(call on,$(FULL)),--full) $(if $(call on,$(QUICK)),--quick) $${OUT:+--out "$$OUT"}
+
+.PHONY: $(NOTEBOOKS) notebooks
+## notebook-N: open notebook N of the course in the browser; 0 is where to start
+$(NOTEBOOKS): notebook-%: $(VENV)/.installed-notebooks
+	@"$(PY)" -m jupyter lab $$(printf 'notebooks/%02d_*.ipynb' $*)
+
+## notebooks: run them all from clean kernels and keep what they show (half an hour). QUICK=1 only tries them
+notebooks: $(VENV)/.installed-notebooks
+	@"$(PY)" notebooks/execute.py $(if $(call on,$(QUICK)),--quick) $${OUT:+--out "$$OUT"}
+
+notebook-%:
+	@echo "There is no notebook $* yet. There is: $(NOTEBOOKS)" >&2; exit 2
+
 lesson-%:
 	@echo "There is no lesson $* yet. There is: $(LESSONS)" >&2; exit 2
 
@@ -50,6 +70,41 @@ data: $(VENV)/.installed
 ## bases: train the base models again (hours; goes on where it was stopped)
 bases: $(VENV)/.installed
 	@"$(PY)" -m minigpt.bases.build
+
+##@ Exercises
+GRADES := $(addprefix grade-,$(NUMBERS))
+.PHONY: $(GRADES) fill
+## grade-N: judge your exercises of lesson N, in seconds
+$(GRADES): grade-%: $(VENV)/.installed
+	@"$(PY)" -m classroom grade $*
+
+grade-%:
+	@echo "There is no lesson $*. There is: $(GRADES)" >&2; exit 2
+
+## fill: fill in solutions that your teacher has released: PACK=file.zip
+fill: $(VENV)/.installed
+	@test -n "$$PACK" || { echo "Which pack? make fill PACK=file.zip" >&2; exit 2; }
+	@"$(PY)" -m classroom fill "$$PACK"
+
+##@ Teach
+.PHONY: handout solutions grade-all grader-check
+## handout: write the students' repository to dist/handout, or to OUT=dir
+handout: $(VENV)/.installed
+	@"$(PY)" -m classroom handout $${OUT:+--out "$$OUT"}
+
+## solutions: a pack of the solutions of lesson N=… to release, as PACK=file.zip
+solutions: $(VENV)/.installed
+	@test -n "$(N)" && test -n "$$PACK" || { echo "make solutions N=3 PACK=file.zip" >&2; exit 2; }
+	@"$(PY)" -m classroom solutions --lesson $(N) --out "$$PACK"
+
+## grade-all: grade a class: N=… SUBMISSIONS=dir ROSTER=file.csv OUT=dir; goes on where it was stopped. ARGS="--help" for more
+grade-all: $(VENV)/.installed
+	@"$(PY)" -m classroom grade-all $(if $(N),--lesson $(N)) $${SUBMISSIONS:+--submissions "$$SUBMISSIONS"} \
+	  $${ROSTER:+--roster "$$ROSTER"} $${OUT:+--out "$$OUT"} $(ARGS)
+
+## grader-check: grade the grader: solutions, stubs, typical mistakes, other right ways, attacks
+grader-check: $(VENV)/.installed
+	@"$(PY)" -m classroom check $(ARGS)
 
 ##@ Check
 .PHONY: test parity lint bench
@@ -85,7 +140,7 @@ clean:
 ## help: this list
 help:
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} \
-	  /^## /{i = index($$0, ":"); printf "  make %-10s %s\n", substr($$0, 4, i - 4), substr($$0, i + 2)}' Makefile
+	  /^## /{i = index($$0, ":"); printf "  make %-13s %s\n", substr($$0, 4, i - 4), substr($$0, i + 2)}' Makefile
 	@printf '\nLessons so far: %s\n' "$(LESSONS)"
 
 # ---------------------------------------------------------------------------------------- the environment
@@ -103,6 +158,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  echo "Install one (on Debian and Ubuntu: python3-venv too), or name it: make PYTHON=/path/to/python3" >&2; \
 	  exit 1; }
 	@$(PIP) --editable . || { echo "Setting up failed: see above. The same command tries again." >&2; exit 1; }
+	@touch -- "$@"
+
+$(VENV)/.installed-notebooks: $(VENV)/.installed
+	@echo "Adding what the notebooks need ..."
+	@$(PIP) --editable ".[notebooks]"
 	@touch -- "$@"
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -77,6 +77,7 @@ def sum_of_squares(flat: Array) -> float:
 def clip_coefficient(norm: float, max_norm: float) -> float:
     """The factor that brings a gradient of this norm down to `max_norm`, never up.
 
+    min(1, max_norm/(norm + 10⁻⁶)): the 10⁻⁶ is PyTorch's, and keeps a norm of 0 from dividing.
     Pascanu, Mikolov, Bengio (2013), arXiv:1211.5063, algorithm 1.
 
     Parameters

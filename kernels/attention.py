@@ -101,6 +101,7 @@ def attention_forward(
     -------
     out : (B, T, C), C = H·D
     cache : AttentionCache
+        The arguments, and the attention probabilities before dropout.
     """
     ### BEGIN SOLUTION
     T, D = q.shape[-2:]
@@ -120,6 +121,7 @@ def attention_backward(
 
     With P = softmax(Z), Z = q·kᵀ/√D and O = P·v: dv = Pᵀ·dO, dP = dO·vᵀ,
     dZ = P∘(dP − rowsum(P∘dP)), dq = dZ·k/√D, dk = dZᵀ·q/√D. Masked entries have P = 0 and need no more care.
+    With dropout factors M, O = (P∘M)·v, so dv = (P∘M)ᵀ·dO and dP = (dO·vᵀ)∘M.
 
     Parameters
     ----------

@@ -50,13 +50,14 @@ def token_logprobs_forward(logits: Array, targets: Array) -> tuple[Array, LogPro
 def token_logprobs_backward(dlogprobs: Array, cache: LogProbCache) -> Array:
     """Gradient with respect to the logits.
 
-    log p_t = z_t − log Σ_j exp(z_j), so ∂log p_t/∂z_j = [j = t] − p_j.
+    log p_t = z_t − log Σ_j exp(z_j), so ∂log p_t/∂z_j = [j = t] − p_j. A row that is not scored gets zeros, whatever
+    its `dlogprobs`.
 
     Parameters
     ----------
     dlogprobs : (N,)
     cache : LogProbCache
-        Its probabilities may be overwritten.
+        Read only here. Faster forms overwrite it, so a caller must not use it again.
 
     Returns
     -------
@@ -108,8 +109,9 @@ def cross_entropy_backward(cache: tuple[Array, LogProbCache]) -> Array:
 
     Parameters
     ----------
-    cache
-        As the forward gave it; its arrays may be overwritten.
+    cache : (n, LogProbCache)
+        As the forward gave it; n is what it divided by. Read only here. Faster forms overwrite it, so a caller must not
+        use it again.
 
     Returns
     -------

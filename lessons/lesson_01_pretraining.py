@@ -265,6 +265,9 @@ def check_adamw(backend: Backend) -> list[Check]:
     return [gradcheck.compare("first step", backend.to_numpy(param), wanted)]
 
 
+OPTIMIZER = Derivation("AdamW", ADAMW, (adamw_update,), check_adamw)
+
+
 def check_whole(backend: Backend, layers: int) -> list[Check]:
     """A tiny model, every parameter moved."""
     rng = np.random.default_rng(2)
@@ -278,19 +281,26 @@ def tiny(layers: int) -> GPTConfig:
     return GPTConfig(vocab_size=7, n_positions=5, n_embd=6, n_layer=layers, n_head=2)
 
 
-def derive(run: Run, backend: Backend) -> list[Check]:
-    """Show every operation's mathematics and code, and check its gradients; then those of a whole model."""
+def forms_of(backend: Backend) -> dict[str, Backend]:
+    """The forms that every operation has on a backend, to be checked side by side."""
     reference = backend.with_reference(*OPS)
-    forms = {"reference": reference, "fast": backend} if backend.suffix else {"reference": reference}
-    layers = 1 if run.settings.quick else 2
-    whole = Derivation(
+    return {"reference": reference, "fast": backend} if backend.suffix else {"reference": reference}
+
+
+def whole_model(layers: int = 2) -> Derivation:
+    """The chain of all operations, in a tiny model of so many blocks."""
+    return Derivation(
         f"A whole model, {tiny(layers).n_parameters:,} parameters, each of them moved",
         CHAIN,
         (Block.forward,),
         lambda form: check_whole(form, layers),
     )
-    adamw = Derivation("AdamW", ADAMW, (adamw_update,), check_adamw)
-    return derivation.derive(run, [*DERIVATIONS, adamw, whole], forms)
+
+
+def derive(run: Run, backend: Backend) -> list[Check]:
+    """Show every operation's mathematics and code, and check its gradients; then those of a whole model."""
+    whole = whole_model(1 if run.settings.quick else 2)
+    return derivation.derive(run, [*DERIVATIONS, OPTIMIZER, whole], forms_of(backend))
 
 
 # ---------------------------------------------------------------------------------------------- the text
@@ -315,6 +325,16 @@ class Recipe:
 
 CORE = Recipe()
 QUICK = Recipe(300, 2, 2, 32, 32, 8, steps=30, warmup=5, eval_every=10, eval_windows=16)
+
+
+def prepare(run: Run) -> tuple[Recipe, DataSet[str], Text]:
+    """Sizes of the run, what there is to read, and the tokenizer learnt from it."""
+    settings = run.settings
+    recipe = QUICK if settings.quick else CORE
+    data = load_corpus(settings.data or "pydocs")
+    if settings.quick:
+        data = replace(data, train=data.train[:200], validation=data.validation[:20])
+    return recipe, data, read_text(data, recipe.vocab_size)
 
 
 def show_text(run: Run, data: DataSet[str], text: Text) -> None:
@@ -523,33 +543,38 @@ def show_ablations(run: Run, results: dict[str, list[Trained | None]]) -> None:
         against = spread([bits - base for bits, base in pairs]) if pairs and name != VARIANTS[0].name else ""
         rows.append([name, len(runs), mean, against, f"{lost} diverged" if lost else ""])
     run.say(table(rows, ["variant", "seeds", "bits a byte", "against the first row", ""]))
-    run.results["ablations"] = {
-        name: [
-            t
-            and {
-                "bits_per_byte": t.score.bits_per_byte,
-                "eval_steps": t.history.eval_steps,
-                "eval_losses": t.history.eval_losses,
-            }
-            for t in runs
-        ]
-        for name, runs in results.items()
+    ends = {name: [None if t is None else end_of(t) for t in runs] for name, runs in results.items()}
+    run.results["ablations"] = ends
+    run.picture("ablations", ablation_picture(ends))
+
+
+def end_of(trained: Trained) -> dict[str, Any]:
+    """Where a run ended and how it got there, for the record and the picture."""
+    return {
+        "bits_per_byte": trained.score.bits_per_byte,
+        "eval_steps": trained.history.eval_steps,
+        "eval_losses": trained.history.eval_losses,
     }
-    run.picture("ablations", ablation_picture(results))
 
 
 @plotting.style()
-def ablation_picture(results: dict[str, list[Trained | None]]) -> Figure:
-    """Held-out loss over the steps, above that of the model as it is, and where every seed ended."""
+def ablation_picture(results: dict[str, list[dict[str, Any] | None]]) -> Figure:
+    """Held-out loss over the steps, above that of the model as it is, and where every seed ended.
+
+    Parameters
+    ----------
+    results : dict
+        Variant → `end_of` each of its seeds, or None where it diverged: what the record has as "ablations".
+    """
     figure, (way, ends) = plotting.new(1, 2, height=4.2, gridspec_kw={"width_ratios": [1.1, 1]})
-    plain = np.mean([t.history.eval_losses for t in results[VARIANTS[0].name] if t is not None], axis=0)
+    plain = np.mean([t["eval_losses"] for t in results[VARIANTS[0].name] if t is not None], axis=0)
     for row, runs in enumerate(results.values()):
         colour = plotting.PALETTE[row]
         finished = [t for t in runs if t is not None]
         for trained in finished:
-            above = np.array(trained.history.eval_losses) - plain
-            way.plot(trained.history.eval_steps, above, color=colour, linewidth=1.5, alpha=0.8)
-        bits = [t.score.bits_per_byte for t in finished]
+            above = np.array(trained["eval_losses"]) - plain
+            way.plot(trained["eval_steps"], above, color=colour, linewidth=1.5, alpha=0.8)
+        bits = [t["bits_per_byte"] for t in finished]
         ends.scatter(bits, [row] * len(bits), color=colour, s=36, alpha=0.75, linewidth=0, zorder=3)
         if bits:
             ends.scatter([math.fsum(bits) / len(bits)], [row], color=colour, marker="|", s=400, linewidth=2)
@@ -572,29 +597,19 @@ def lesson(run: Run) -> None:
     derivation.require(derive(run, run.backend))
     run.say("\n  every gradient agrees with central differences")
 
-    settings = run.settings
-    recipe = QUICK if settings.quick else CORE
-    data = load_corpus(settings.data or "pydocs")
-    if settings.quick:
-        data = replace(data, train=data.train[:200], validation=data.validation[:20])
-    text = read_text(data, recipe.vocab_size)
+    recipe, data, text = prepare(run)
     show_text(run, data, text)
 
     run.heading("Training")
-    if settings.full:
+    if run.settings.full:
         results = ablate(run, text, recipe)
         runs = [t for t in results[VARIANTS[0].name] if t is not None]
     else:
-        runs = [pretrain(text, recipe, run.backend, settings.seed, "training", run.directory)]
+        runs = [pretrain(text, recipe, run.backend, run.settings.seed, "training", run.directory)]
     first = runs[0]
-    tokens = recipe.batch_size * recipe.block_size
-    run.say(
-        f"  {first.model.n_parameters:,} parameters, {recipe.steps:,} steps of {tokens:,} tokens, "
-        f"{recipe.steps * tokens / first.history.seconds:,.0f} tokens a second"
-    )
-    show_scores(run, text, first)
+    show_scores(run, text, first, recipe)
     show_learnt(run, data, text, first)
-    if settings.full:
+    if run.settings.full:
         show_ablations(run, results)
     report(run, text, runs)
     run.results |= {
@@ -607,8 +622,13 @@ def lesson(run: Run) -> None:
     }
 
 
-def show_scores(run: Run, text: Text, trained: Trained) -> None:
+def show_scores(run: Run, text: Text, trained: Trained, recipe: Recipe) -> None:
     """The model beside the yardsticks, and the curve on which it passed them."""
+    tokens = recipe.batch_size * recipe.block_size
+    run.say(
+        f"  {trained.model.n_parameters:,} parameters, {recipe.steps:,} steps of {tokens:,} tokens, "
+        f"{recipe.steps * tokens / trained.history.seconds:,.0f} tokens a second"
+    )
     scores = {name: text.score(loss) for name, loss in text.yardsticks.items()} | {"this GPT": trained.score}
     rows = [[name, f"{s.loss:.3f}", f"{s.perplexity:.1f}", f"{s.bits_per_byte:.3f}"] for name, s in scores.items()]
     run.say("\n" + table(rows, ["on the held-out text", "loss (nats a token)", "perplexity", "bits a byte"]))

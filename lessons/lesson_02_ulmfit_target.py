@@ -28,6 +28,7 @@ from lessons.common import derivation, gradcheck, plotting, runner
 from lessons.common.adaptation import (
     Domain,
     Laboratory,
+    Outcome,
     Plan,
     Result,
     ablation_picture,
@@ -43,9 +44,9 @@ from lessons.common.classifier import Classifier
 from lessons.common.derivation import Derivation
 from lessons.common.gradcheck import Check
 from lessons.common.method import Method, register
-from lessons.common.runner import Run
+from lessons.common.runner import Run, Settings
 from lessons.common.table import spread, table
-from minigpt import GPT, GPTConfig, bases
+from minigpt import GPT, GPTConfig, Tokenizer, bases
 from minigpt.corpora import load_corpus
 from minigpt.objectives import Batch, LanguageModelling
 from minigpt.optim import ParameterGroup
@@ -122,9 +123,9 @@ def slanted_triangular_as_published(
     Elsewhere ⌊ ⌋ has made ``cut`` too small, the fall is too steep, and the rate is *negative* before the end; with
     fewer than 1/cut_frac steps it divides by zero.
     """
-    cut = int(steps * cut_frac)
+    cut, low = int(cut_frac * steps), lr / ratio
     p = step / cut if step < cut else 1 - (step - cut) / (cut * (1 / cut_frac - 1))
-    return lr * (1 + p * (ratio - 1)) / ratio
+    return low + p * (lr - low)
 
 
 def one_cycle(
@@ -196,13 +197,11 @@ def layer_groups(model: GPT | Classifier) -> list[tuple[str, ...]]:
     groups : list of tuples of str
         Shell-style patterns on parameter names. Every parameter of the model matches exactly one of them.
     """
-    ### BEGIN SOLUTION
     blocks = [[f"transformer.h.{i}.*"] for i in range(model.config.n_layer)]
     blocks[0] += ["transformer.wte.*", "transformer.wpe.*"]
     blocks[-1] += ["transformer.ln_f.*"]
     head = [["score*"]] if isinstance(model, Classifier) else []
     return [tuple(patterns) for patterns in blocks + head]
-    ### END SOLUTION
 
 
 def rate_groups(
@@ -401,6 +400,15 @@ QUICK = Plan("base-xs", 20, (4,), (3e-3,), 2, 32, 8, evaluations=2, workers=1)
 # ---------------------------------------------------------------------------------------------- pictures
 
 
+def rate_map(
+    n_groups: int, steps: int, lr: float, schedule: str = "slanted triangular", factor: float = 2.6
+) -> np.ndarray:
+    """The learning rate of every layer group at every step, (n_groups, steps); arguments as for `rate_groups`."""
+    curve = SCHEDULES[schedule]
+    rates = discriminative_rates(lr, n_groups, factor)
+    return np.array([[curve(step, steps, rate) for step in range(steps)] for rate in rates])
+
+
 @plotting.style()
 def schedule_picture(n_groups: int, steps: int = 100, lr: float = 1e-2) -> Figure:
     """The rate of the top layer groups over the steps, and what the published formula does at the end of a run."""
@@ -443,17 +451,11 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-2` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    plan = QUICK if settings.quick else FULL if settings.full else CORE
+    plan = plan_for(settings)
     base, tokenizer = bases.load(plan.base, backend=run.backend)
     run.picture("schedules", schedule_picture(len(layer_groups(base))))
     show_groups(run, base)
-
-    general = {
-        data.name: scored_windows(data, "test", tokenizer, plan)
-        for data in general_texts(plan.documents, settings.quick)
-    }
-    data = load_corpus(settings.data) if settings.data else target_text(plan.documents)
-    laboratory = Laboratory(base, Domain.encode(data, tokenizer, plan), general, plan)
+    laboratory = prepare(settings, plan, base, tokenizer)
     before = laboratory.losses(base)
     show_texts(run, laboratory, before)
     results = laboratory.compare([*VARIANTS, SCRATCH], settings.seed)
@@ -470,6 +472,39 @@ def lesson(run: Run) -> None:
     }
     if not settings.data and not settings.quick:
         show_movies(run, laboratory, main_results)
+
+
+def plan_for(settings: Settings) -> Plan:
+    """How large everything is."""
+    return QUICK if settings.quick else FULL if settings.full else CORE
+
+
+def prepare(settings: Settings, plan: Plan, base: GPT, tokenizer: Tokenizer) -> Laboratory:
+    """What there is to learn from, and the base's own texts beside it."""
+    general = {
+        data.name: scored_windows(data, "test", tokenizer, plan)
+        for data in general_texts(plan.documents, settings.quick)
+    }
+    data = load_corpus(settings.data) if settings.data else target_text(plan.documents)
+    return Laboratory(base, Domain.encode(data, tokenizer, plan), general, plan)
+
+
+def recorded(results: Mapping[str, Any]) -> tuple[dict[int, dict[str, Result]], dict[str, float]]:
+    """A record's `results` as the pictures take them.
+
+    Returns
+    -------
+    found : dict of int to dict
+        Number of steps → row of the ablation → its runs.
+    before : dict of str to float
+        The base's loss on every text, the target's first.
+    """
+    target = results["data"]["name"]
+    found = {
+        steps: {v.name: Result.from_record(results["after"][str(steps)][v.name]) for v in VARIANTS}
+        for steps in results["plan"]["steps"]
+    }
+    return found, {target: results["before"][target]} | results["before"]
 
 
 def show_groups(run: Run, base: GPT) -> None:
@@ -510,8 +545,8 @@ def show_gain(run: Run, laboratory: Laboratory, results: Mapping[str, Result], b
     run.say(table(rows, ["test loss (nats a token)", "rate", *before]))
 
 
-def show_curves(run: Run, laboratory: Laboratory, results: Mapping[str, Result]) -> None:
-    """The first seed's runs once more, scored on the way."""
+def show_curves(run: Run, laboratory: Laboratory, results: Mapping[str, Result]) -> dict[str, Outcome]:
+    """The first seed's runs once more, scored on the way; gives them."""
     plan, seed = laboratory.plan, run.settings.seed
     labels = {"ULMFiT": ULMFIT, "constant": PLAIN, SCRATCH.name: SCRATCH}
     curves = {
@@ -520,6 +555,7 @@ def show_curves(run: Run, laboratory: Laboratory, results: Mapping[str, Result])
     }
     run.results["curves"] = {label: outcome.curve for label, outcome in curves.items()}
     run.picture("curves", curve_picture(curves, SCRATCH.name))
+    return curves
 
 
 def show_ablation(run: Run, results: Mapping[int, Mapping[str, Result]], before: Mapping[str, float]) -> None:

@@ -167,9 +167,7 @@ def lora_backward_input(dz: Array, A: Array, ops: Any = linear) -> Array:
     -------
     dx : (..., in)
     """
-    ### BEGIN SOLUTION
     return ops.linear_backward_input(dz, A.T)
-    ### END SOLUTION
 
 
 def merge_delta(A: Array, B: Array, scaling: float, ops: Any = linear) -> Array:
@@ -862,12 +860,13 @@ class PiSSA(LoRA):
         odd = [name for name, array in tensors.items() if name.endswith("lora_A.weight") and array.shape[0] % 2]
         if odd:
             raise InputError(f"{directory}: a saved PiSSA has even ranks; {odd[0]} has {tensors[odd[0]].shape[0]}")
-        growth = math.sqrt(2) if settings["use_rslora"] else 2
+        whole = LoRA(**settings)  # says so if the file's settings are of the wrong kind
+        growth = math.sqrt(2) if whole.use_rslora else 2
         half = settings | {
-            "r": settings["r"] // 2,
-            "lora_alpha": settings["lora_alpha"] / growth,
-            "rank_pattern": {key: r // 2 for key, r in settings["rank_pattern"].items()},
-            "alpha_pattern": {key: alpha / growth for key, alpha in settings["alpha_pattern"].items()},
+            "r": whole.r // 2,
+            "lora_alpha": whole.lora_alpha / growth,
+            "rank_pattern": {key: r // 2 for key, r in whole.rank_pattern.items()},
+            "alpha_pattern": {key: alpha / growth for key, alpha in whole.alpha_pattern.items()},
         }
         tuned = cls(**half).apply(model)
         asarray = model.backend.asarray
@@ -1227,7 +1226,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-7` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    plan = lora_study.QUICK if settings.quick else lora_study.FULL if settings.full else lora_study.CORE
+    plan = lora_study.plan_for(settings)
     base, tokenizer = bases.load(plan.base, backend=run.backend)
 
     run.heading("What a step costs")
@@ -1235,24 +1234,21 @@ def lesson(run: Run) -> None:
 
     task = load_task(settings.data or plan.tasks[0], tokenizer, plan.records)
     run.heading(f"What it reaches: {lora_study.short(task)}")
+    if settings.data:
+        run.say(f"  {task.describe()}\n")
     studies = lora_study.plan_studies(base, task, plan)
     results = lora_study.try_all(base, studies, task, plan, settings.seed)
     lora_study.show_results(run, task, results, plan)
     if plan.rate_factors:
         losses = lora_study.try_rates(base, studies["methods"], task, plan, settings.seed)
         lora_study.show_rates(run, losses, plan)
-    compared = {lora_study.short(task): results["methods"]}
-    unit = {lora_study.short(task): lora_study.loss_unit(task) if task.n_labels is None else "accuracy"}
+    compared = [(task, results["methods"])]
     if settings.data is None:
         labelled = load_task(plan.tasks[1], tokenizer, plan.records)
-        run.heading(f"What it reaches: {lora_study.short(labelled)}")
         found = lora_study.try_labelled(base, labelled, plan, settings.seed)
-        run.say(lora_study.outcome_table(found, "method"))
-        compared[lora_study.short(labelled)], unit[lora_study.short(labelled)] = found, "accuracy"
-        run.results[lora_study.short(labelled)] = {name: outcome.as_record() for name, outcome in found.items()}
-        for name in ("full fine-tuning", "LoRA", "head only"):
-            run.report(f"{lora_study.short(labelled)}: {name}", found[name].accuracy, "accuracy")
-    run.picture("methods", lora_study.methods_picture(compared, unit))
+        lora_study.show_labelled(run, labelled, found)
+        compared.append((labelled, found))
+    run.picture("methods", lora_study.methods_picture(compared))
 
     lora_study.show_learnt(run, base, task, results, plan, factors_in, subspace_similarity)
     show_merged(run, base, results["methods"]["LoRA"].models[0], plan)

@@ -1,7 +1,7 @@
 """Byte-pair encoding on plain data: counting pairs, merging them, learning merges, playing them.
 
 `train_merges` and `apply_merges` are written to be read. `train_merges_fast` and `apply_merges_fast` give the same ids
-in a fraction of the time and are what the tokenizer uses.
+in a fraction of the time and are what the tokenizer uses where they are there.
 
 References
 ----------
@@ -100,7 +100,7 @@ def merge_pair(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
     ### END SOLUTION
 
 
-def train_merges(words: Mapping[bytes, int], n_merges: int) -> list[Pair]:
+def train_merges(words: Mapping[bytes, int], n_merges: int, progress: bool = False) -> list[Pair]:
     """Learn merges from a counted vocabulary, by the definition.
 
     In each round the most frequent pair of the whole text becomes a new token: the first gets the id 256, the
@@ -114,6 +114,8 @@ def train_merges(words: Mapping[bytes, int], n_merges: int) -> list[Pair]:
         number of times it occurs.
     n_merges : int
         How many merges to learn.
+    progress : bool
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -123,7 +125,7 @@ def train_merges(words: Mapping[bytes, int], n_merges: int) -> list[Pair]:
     sequences: list[Sequence[int]] = list(words)
     frequencies = list(words.values())
     merges: list[Pair] = []
-    while len(merges) < n_merges:
+    for _ in tqdm(range(n_merges), desc="merges", unit="", disable=not progress):
         counts = count_pairs(sequences, frequencies)
         if not counts:
             break
@@ -131,6 +133,33 @@ def train_merges(words: Mapping[bytes, int], n_merges: int) -> list[Pair]:
         sequences = [merge_pair(ids, best, N_BYTES + len(merges)) for ids in sequences]
         merges.append(best)
     return merges
+
+
+def apply_merges(ids: Sequence[int], merge_ids: Mapping[Pair, int]) -> list[int]:
+    """Encode one word, by the definition: always the earliest merge that fits, everywhere, until none fits.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        The word as the ids of its bytes.
+    merge_ids : mapping from (int, int) to int
+        Merged pair -> id of the new token. Ids rise in the order in which the merges were learnt.
+
+    Returns
+    -------
+    list of int
+        The word's token ids.
+    """
+    ids = list(ids)
+    while True:
+        known = [pair for pair in pairwise(ids) if pair in merge_ids]
+        if not known:
+            return ids
+        earliest = min(known, key=merge_ids.__getitem__)
+        ids = merge_pair(ids, earliest, merge_ids[earliest])
+
+
+# ---------------------------------------------------------------------------------------------- fast forms
 
 
 def train_merges_fast(words: Mapping[bytes, int], n_merges: int, progress: bool = False) -> list[Pair]:
@@ -143,10 +172,8 @@ def train_merges_fast(words: Mapping[bytes, int], n_merges: int, progress: bool 
 
     Parameters
     ----------
-    words, n_merges
+    words, n_merges, progress
         As in `train_merges`.
-    progress : bool
-        Show a progress bar on stderr.
 
     Returns
     -------
@@ -234,30 +261,6 @@ def _every_second(at: np.ndarray, following: np.ndarray) -> np.ndarray:
     starts_run = np.concatenate(([True], following[at[:-1]] != at[1:]))
     run_start = np.maximum.accumulate(np.where(starts_run, number, 0))
     return at[(number - run_start) % 2 == 0]
-
-
-def apply_merges(ids: Sequence[int], merge_ids: Mapping[Pair, int]) -> list[int]:
-    """Encode one word, by the definition: always the earliest merge that fits, everywhere, until none fits.
-
-    Parameters
-    ----------
-    ids : sequence of int
-        The word as the ids of its bytes.
-    merge_ids : mapping from (int, int) to int
-        Merged pair -> id of the new token. Ids rise in the order in which the merges were learnt.
-
-    Returns
-    -------
-    list of int
-        The word's token ids.
-    """
-    ids = list(ids)
-    while True:
-        known = [pair for pair in pairwise(ids) if pair in merge_ids]
-        if not known:
-            return ids
-        earliest = min(known, key=merge_ids.__getitem__)
-        ids = merge_pair(ids, earliest, merge_ids[earliest])
 
 
 def apply_merges_fast(ids: Sequence[int], merge_ids: Mapping[Pair, int]) -> list[int]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minigpt.context import KVCache
-from minigpt.decoding import Decoder, is_plain
 from minigpt.errors import InputError
 from minigpt.heads import lm_logits
 
 if TYPE_CHECKING:
+    from minigpt.decoding import Decoder
     from minigpt.model import GPT
 
 
@@ -46,7 +47,7 @@ def generate(
     cache = KVCache(
         backend, config.n_layer, B, config.n_head, config.n_positions, config.n_embd // config.n_head, model.dtype
     )
-    decoder = Decoder(model, cache) if is_plain(model) else None
+    decoder = _decoder(model, cache)
     done = np.zeros(B, dtype=bool)
     seen = 0
     for t in range(T, T + max_new_tokens):
@@ -114,6 +115,15 @@ def sample(
     cumulative = probabilities.cumsum(-1)
     threshold = rng.random((scaled.shape[0], 1)) * cumulative[:, -1:]
     return (cumulative[:, :-1] <= threshold).sum(-1)
+
+
+def _decoder(model: GPT, cache: KVCache) -> Decoder | None:
+    # A fast form like those of `kernels`: a student's copy of the course has none and goes through the layers.
+    if importlib.util.find_spec("minigpt.decoding") is None:
+        return None
+    from minigpt.decoding import Decoder, is_plain
+
+    return Decoder(model, cache) if is_plain(model) else None
 
 
 def _padding(lengths: Any, B: int, T: int, new: int) -> tuple[np.ndarray | None, np.ndarray | None]:

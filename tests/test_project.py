@@ -48,7 +48,8 @@ def made(tmp_path: Path) -> str:
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\nprintf '<%s>\\n' \"$@\"\n", encoding="utf-8")
     python.chmod(0o755)
-    for stamp in (".installed", ".installed-dev", ".installed-parity"):  # each newer than the one before
+    for extra in ("", "-notebooks", "-dev", "-parity"):  # each newer than the one before
+        stamp = f".installed{extra}"
         (tmp_path / "venv" / stamp).touch()
     return f"VENV={tmp_path / 'venv'}"
 
@@ -65,13 +66,16 @@ def test_make_alone_lists_every_target_with_a_line() -> None:
 @needs_make
 def test_every_target_of_the_makefile_is_documented() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)).replace("$(LESSONS)", "lesson-N").split()
+    families = {"$(LESSONS)": "lesson-N", "$(NOTEBOOKS)": "notebook-N", "$(GRADES)": "grade-N"}
+    phony = [families.get(name, name) for name in " ".join(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)).split()]
     assert sorted(phony) == sorted(documented_targets())
     assert {"lesson-N", "test", "parity", "lint", "bases", "data", "bench", "clean", "help"} <= set(phony)
 
 
 @needs_make
-@pytest.mark.parametrize("target", [*(t for t in documented_targets() if t != "lesson-N"), "lesson-1"])
+@pytest.mark.parametrize(
+    "target", [*(t for t in documented_targets() if not t.endswith("-N")), "lesson-1", "notebook-1"]
+)
 def test_targets_parse_and_say_what_they_would_do(target: str, tmp_path: Path) -> None:
     planned = make("-n", target, f"VENV={tmp_path / 'venv'}")
     assert planned.returncode == 0, planned.stderr
@@ -165,6 +169,7 @@ def test_ci_script_is_sound() -> None:
     used = set(re.findall(r"^stage .* run ([\w-]+)", text, re.MULTILINE))
     assert used <= set(documented_targets())
     assert {"test", "lint", "parity", "lessons"} <= used
+    assert "-m notebooks" in text
 
 
 # ---------------------------------------------------------------------------------------------- lessons
@@ -213,7 +218,7 @@ def requirements(*extras: str) -> Iterator[Requirement]:
 
 def test_everything_asked_for_is_pinned_within_what_is_asked() -> None:
     pinned = pins()
-    for requirement in requirements("dev", "parity"):
+    for requirement in requirements("dev", "notebooks", "parity"):
         name = canonicalize_name(requirement.name)
         assert name in pinned, f"{name} is not in constraints.txt"
         assert requirement.specifier.contains(pinned[name]), f"{requirement}, pinned is {pinned[name]}"
@@ -221,7 +226,7 @@ def test_everything_asked_for_is_pinned_within_what_is_asked() -> None:
 
 def test_everything_that_is_pulled_in_is_pinned() -> None:
     pinned = pins()
-    todo = [(r.name, r.extras) for r in requirements("dev", "parity")]
+    todo = [(r.name, r.extras) for r in requirements("dev", "notebooks", "parity")]
     seen = set()
     while todo:
         name, extras = todo.pop()

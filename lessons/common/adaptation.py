@@ -6,12 +6,13 @@ The learning rate of every row is chosen from the same grid by validation loss, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from tqdm import tqdm
@@ -145,29 +146,44 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Scored:
+    """What a record keeps of a run.
+
+    Attributes
+    ----------
+    lr : float
+    validation : float
+        Loss of the target's validation windows, in nats a token.
+    losses : dict of str to float
+        Loss of the test windows of every text.
+    seconds : float
+        Of training.
+    """
+
+    lr: float
+    validation: float
+    losses: dict[str, float]
+    seconds: float
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Scored:
+        """As `Result.as_record` wrote it; the seconds of rates that were only tried are not kept."""
+        return cls(record["lr"], record["validation"], record["test"], record.get("seconds", math.nan))
+
+
+@dataclass(frozen=True)
+class Outcome(Scored):
     """What one run came to.
 
     Attributes
     ----------
     model : GPT
-    lr : float
-    validation : float
-        Loss of the target's validation windows, in nats a token.
-    losses : dict of str to float
-        Loss of the test windows of every text, the target's first.
     curve : list of (step, losses)
-        The same on the way, from step 0 on; empty if nobody asked.
-    seconds : float
-        Of training.
+        Losses on the way, from step 0 on, the target's first; empty if nobody asked.
     """
 
     model: GPT
-    lr: float
-    validation: float
-    losses: dict[str, float]
     curve: list[tuple[int, dict[str, float]]]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -176,14 +192,14 @@ class Result:
 
     Attributes
     ----------
-    outcomes : list of Outcome
+    outcomes : sequence of Scored
         One a seed, all at the chosen learning rate.
-    tried : list of Outcome
+    tried : sequence of Scored
         The first seed's, one a learning rate at which training did not diverge.
     """
 
-    outcomes: list[Outcome]
-    tried: list[Outcome]
+    outcomes: Sequence[Scored]
+    tried: Sequence[Scored]
 
     @property
     def lr(self) -> float:
@@ -204,8 +220,13 @@ class Result:
         tried = [{"lr": o.lr, "validation": o.validation, "test": o.losses} for o in self.tried]
         return {"runs": runs, "tried": tried}
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Result:
+        """As `as_record` wrote it."""
+        return cls([Scored.from_record(r) for r in record["runs"]], [Scored.from_record(r) for r in record["tried"]])
 
-def forgetting(outcome: Outcome, before: Mapping[str, float]) -> float:
+
+def forgetting(outcome: Scored, before: Mapping[str, float]) -> float:
     """Loss added on the base's own texts, on average, in nats a token. `before` has the target first, as `losses`."""
     _, *general = before
     return math.fsum(outcome.losses[name] - before[name] for name in general) / len(general)
@@ -276,7 +297,7 @@ class Laboratory:
         if history.stopped == "interrupted":
             raise KeyboardInterrupt
         validation = evaluate_batches(model, domain.validation)[0]
-        return Outcome(model, lr, validation, self.losses(model), curve, round(history.seconds, 2))
+        return Outcome(lr, validation, self.losses(model), round(history.seconds, 2), model, curve)
 
     def result(self, row: Row, steps: int, first: int, bar: tqdm) -> Result:
         """The first seed chooses the learning rate, by validation loss; the others take it.
@@ -315,6 +336,87 @@ class Laboratory:
 
 
 # ---------------------------------------------------------------------------------------------- pictures
+
+
+@plotting.style()
+def rate_picture(maps: Mapping[str, np.ndarray], groups: Sequence[str]) -> Figure:
+    """Which layer group learns when, and how fast; a panel a way.
+
+    Parameters
+    ----------
+    maps : dict of str to (groups, steps)
+        Name of a way → the learning rate of every group, from the bottom, at every step; 0 where it is frozen.
+    groups : sequence of str
+        Their names, from the bottom.
+    """
+    columns = min(2, len(maps))
+    rows = -(-len(maps) // columns)
+    figure, axes = plotting.new(rows, columns, height=0.9 + rows * (0.75 + 0.26 * len(groups)), squeeze=False)
+    shares = {name: rates / rates.max() for name, rates in maps.items()}
+    scale = LogNorm(min(1e-2, *(share[share > 0].min() for share in shares.values())), 1)
+    for panel, (name, share) in zip(axes.flat, shares.items(), strict=False):
+        panel.set_facecolor("#E8E8E8")
+        n_groups, steps = share.shape
+        image = panel.pcolormesh(
+            np.arange(steps + 1) - 0.5, np.arange(n_groups + 1) - 0.5, np.ma.array(share, mask=share == 0),
+            norm=scale, cmap=plotting.INTENSITY,
+        )  # fmt: skip
+        for group, frozen in enumerate((share == 0).sum(1)):
+            if frozen > steps / 6:  # otherwise there is no room for the word
+                place = float(np.flatnonzero(share[group] == 0).mean())
+                panel.text(place, group, "frozen", color=plotting.GREY, ha="center", va="center", fontsize=9)
+        panel.set_yticks(range(n_groups), groups)
+        panel.tick_params(axis="y", length=0)
+        panel.grid(False)
+        panel.set_xlabel("step")
+        panel.set_title(name)
+    for panel in axes.flat[len(maps) :]:
+        panel.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, location="right", shrink=0.9, pad=0.02)
+    bar.set_label("learning rate, share of the highest")
+    bar.outline.set_visible(False)
+    return figure
+
+
+@plotting.style()
+def movement_picture(moved: Mapping[str, Mapping[str, float]]) -> Figure:
+    """How far training has moved every part of the model, beside its size; a dot a way of training.
+
+    Parameters
+    ----------
+    moved : dict of str to dict
+        Name of a way → part of the model, from the bottom → ‖ΔW‖/‖W‖.
+    """
+    parts = list(next(iter(moved.values())))
+    figure, axes = plotting.new(height=1.5 + 0.45 * len(parts))
+    for (name, shares), colour in zip(moved.items(), plotting.PALETTE, strict=False):
+        values = [100 * shares[part] for part in parts]
+        axes.plot(values, range(len(parts)), color=colour, marker="o", markersize=7, linewidth=1.2)
+        axes.annotate(
+            name, (values[-1], len(parts) - 1), xytext=(0, 10), textcoords="offset points", color=colour, ha="center"
+        )
+    axes.set_yticks(range(len(parts)), parts)
+    axes.set_ylim(-0.5, len(parts) - 0.3)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("moved by (% of the norm of the weights)")
+    axes.set_title("How far each part went, from the bottom to the top")
+    return figure
+
+
+def movement(base: GPT, tuned: GPT) -> dict[str, float]:
+    """‖ΔW‖/‖W‖ of the embeddings and of every block, from the bottom; as `movement_picture` takes it."""
+    before, after = base.state(), tuned.state()
+    parts = {"embeddings": ("transformer.wte.", "transformer.wpe.")}
+    parts |= {f"block {i}": (f"transformer.h.{i}.",) for i in range(base.config.n_layer)}
+
+    def norm(arrays: Iterable[np.ndarray]) -> float:
+        return math.sqrt(math.fsum(float((a.astype(float) ** 2).sum()) for a in arrays))
+
+    shares = {}
+    for part, prefixes in parts.items():
+        names = [name for name in before if name.startswith(prefixes)]
+        shares[part] = norm(after[name] - before[name] for name in names) / norm(before[name] for name in names)
+    return shares
 
 
 @plotting.style()

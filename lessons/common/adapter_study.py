@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lessons import METHODS
@@ -473,6 +474,7 @@ def quality_picture(results: Mapping[str, Outcomes], sizes: Mapping[str, Sequenc
                 ha="right" if left else "left",
                 va="top",
                 fontsize=9,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
             )
         ax.set_xscale("log")
         ax.set_xlim(right=3 * base_size)

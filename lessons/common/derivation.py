@@ -99,4 +99,7 @@ def require(checks: Sequence[Check], what: str = "training") -> None:
     if failing:
         missing = sum(c.missing for c in failing)
         wrong = len(failing) - missing
-        raise RunError(f"{wrong} gradients are wrong and {missing} not written yet (see above); {what} needs them all")
+        first = next((f". To begin with: {c.needs}" for c in failing if c.needs), "")
+        raise RunError(
+            f"{wrong} gradients are wrong and {missing} not written yet (see above); {what} needs them all{first}"
+        )

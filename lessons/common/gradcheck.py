@@ -38,12 +38,15 @@ class Check:
         max|gradient − differences| / max|differences|; None where the gradient is not written yet.
     fault : str
         What is wrong, with the first wrong element; empty if nothing is.
+    needs : str
+        What is not written yet, as it says itself; empty if it does not say.
     """
 
     name: str
     shape: tuple[int, ...]
     difference: float | None
     fault: str = ""
+    needs: str = ""
 
     @property
     def missing(self) -> bool:
@@ -119,16 +122,16 @@ def agree(name: str, wanted: Any, value: Callable[[], Any]) -> Check:
     wanted = np.asarray(wanted, dtype=np.float64)
     try:
         return compare(name, np.asarray(value(), dtype=np.float64), wanted)
-    except NotImplementedError:
-        return Check(name, wanted.shape, None)
+    except NotImplementedError as error:
+        return Check(name, wanted.shape, None, needs=str(error))
 
 
 def attempt(name: str, make: Callable[[], list[Check]]) -> list[Check]:
     """Checks, or one of this name that says that what they need is not written yet."""
     try:
         return make()
-    except NotImplementedError:
-        return [Check(name, (), None)]
+    except NotImplementedError as error:
+        return [Check(name, (), None, needs=str(error))]
 
 
 def check(function: Function, inputs: Mapping[str, np.ndarray], backend: Backend, seed: int = 0) -> list[Check]:
@@ -164,8 +167,8 @@ def check(function: Function, inputs: Mapping[str, np.ndarray], backend: Backend
         rng = np.random.default_rng(seed)
         dys = [rng.standard_normal(np.shape(host(y))) for y in outputs]
         gradients = backward(*(float(dy) if dy.ndim == 0 else backend.asarray(dy.copy()) for dy in dys))
-    except NotImplementedError:
-        return [Check(f"d{name}", x.shape, None) for name, x in inputs.items()]
+    except NotImplementedError as error:
+        return [Check(f"d{name}", x.shape, None, needs=str(error)) for name, x in inputs.items()]
 
     checks = []
     for name, x in inputs.items():
@@ -173,8 +176,8 @@ def check(function: Function, inputs: Mapping[str, np.ndarray], backend: Backend
         if callable(gradient):
             try:
                 gradient = gradient()
-            except NotImplementedError:
-                checks.append(Check(f"d{name}", x.shape, None))
+            except NotImplementedError as error:
+                checks.append(Check(f"d{name}", x.shape, None, needs=str(error)))
                 continue
 
         def total(moved: np.ndarray, name: str = name) -> float:

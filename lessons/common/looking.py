@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from kernels.array import Array
 from kernels.attention import softmax, visible
 from lessons.common import plotting
+from lessons.common.plotting import End
 from minigpt import GPT, Tokenizer
 
 
@@ -96,6 +97,56 @@ def samples(
 def printable(text: str) -> str:
     """A model's text with what could disturb a terminal (control characters) made visible; line ends stay."""
     return "".join(c if c == "\n" or c.isprintable() else "·" for c in text)
+
+
+def surprises(model: GPT, ids: Sequence[int]) -> np.ndarray:
+    """How much each token but the first surprises a model that has read those before it: −log p, in nats.
+
+    Their mean is the loss on this text.
+
+    Parameters
+    ----------
+    model : GPT
+    ids : T integers
+
+    Returns
+    -------
+    surprises : (T − 1,)
+    """
+    logits = model.backend.to_numpy(model.logits([list(ids[:-1])]))[0].astype(float)  # (T − 1, V)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(ids) - 1), list(ids[1:])]
+
+
+@plotting.style()
+def surprise_picture(found: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:
+    """The surprise at each token of a sentence, for one model or two, and its mean: the loss.
+
+    Parameters
+    ----------
+    found : dict of str to (T,)
+        Name of a model → `surprises`.
+    labels : T strings
+        The tokens.
+    """
+    figure, ax = plotting.new(height=3.6)
+    places, wide = np.arange(len(labels)), 0.8 / len(found)
+    ends = []
+    for number, (name, nats) in enumerate(found.items()):
+        colour = plotting.PALETTE[number]
+        ax.bar(places + (number - (len(found) - 1) / 2) * wide, nats, wide, color=colour)
+        mean = float(nats.mean())
+        ax.axhline(mean, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+        ends.append(End(len(labels) - 0.4, mean, f"{name}:\nmean {mean:.2f}", colour))
+    ax.set_xlim(-0.6, len(labels) - 0.4)
+    ax.set_xticks(places, [plotting.drawable(label) for label in labels], rotation=90, family="DejaVu Sans Mono")
+    ax.tick_params(axis="x", length=0)
+    ax.grid(axis="x", visible=False)
+    ax.set_xlabel("token, from left to right")
+    ax.set_ylabel("surprise −log p (nats)")
+    ax.set_title("How much each token surprises a model that has read those before it")
+    plotting.label_ends(ax, ends, gap=30)
+    return figure
 
 
 @plotting.style()

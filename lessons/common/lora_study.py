@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from tqdm import tqdm
 
 from lessons import METHODS
@@ -19,7 +20,7 @@ from lessons.common.adapter_study import HeadOnly
 from lessons.common.measure import StepCost, step_cost
 from lessons.common.method import Method
 from lessons.common.plotting import End
-from lessons.common.runner import Run
+from lessons.common.runner import Run, Settings
 from lessons.common.table import spread, table
 from lessons.common.tasks import Task
 from lessons.common.tuning import Budget, fine_tune
@@ -117,6 +118,12 @@ QUICK = replace(
     repeats=1,
 )
 
+
+def plan_for(settings: Settings) -> Plan:
+    """The sizes of a run."""
+    return QUICK if settings.quick else FULL if settings.full else CORE
+
+
 RATES = {"full": 3e-3}
 """Learning rates on pairs that are not the method's usual one; a full run shows what others would give."""
 
@@ -147,6 +154,12 @@ class Outcome:
         """Ready for JSON."""
         settings = {"method": self.method.name, "settings": asdict(self.method)}
         return settings | {"trainable": self.trainable, "loss": self.loss, "accuracy": self.accuracy}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Outcome:
+        """What a record holds of it: everything but the models."""
+        method = make(record["method"], **record["settings"])
+        return cls(method, record["trainable"], record["loss"], record["accuracy"], [])
 
 
 def make(name: str, **settings: Any) -> Any:
@@ -392,6 +405,31 @@ def overlap(update: np.ndarray, other: np.ndarray, directions: int) -> tuple[flo
 
 
 @plotting.style()
+def shapes_picture(n_in: int, n_out: int, r: int) -> Figure:
+    """A frozen weight and the factors of its update, drawn to one scale, with how many numbers each holds."""
+    figure, ax = plotting.new(height=2.6)
+    gap = 0.16 * max(n_in, n_out)
+    parts = [
+        (f"ΔW = s·(B A)ᵀ\n{n_in} × {n_out}: {n_in * n_out:,}", n_in, n_out, plotting.SKY, "="),
+        (f"Aᵀ\n{n_in} × {r}: {n_in * r:,}", n_in, r, plotting.VERMILLION, "·"),
+        (f"Bᵀ\n{r} × {n_out}: {r * n_out:,}", r, n_out, plotting.VERMILLION, ""),
+    ]
+    x = 0.0
+    for label, height, wide, colour, sign in parts:
+        ax.add_patch(Rectangle((x, -height / 2), wide, height, facecolor=colour, edgecolor="white"))
+        ax.text(x + wide / 2, -n_in / 2 - 0.06 * n_in, label, ha="center", va="top")
+        x += wide + gap
+        ax.text(x - gap / 2, 0, sign, ha="center", va="center", fontsize=20)
+    share = r * (n_in + n_out) / (n_in * n_out)
+    ax.set_title(f"Rank {r}: {r * (n_in + n_out):,} numbers instead of {n_in * n_out:,} ({share:.1%})")
+    ax.set_xlim(-0.3 * gap, x)
+    ax.set_ylim(-n_in / 2 - 0.4 * n_in, n_in / 2)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return figure
+
+
+@plotting.style()
 def rank_picture(ranks: Mapping[str, Mapping[str, Outcome]], full: Outcome, task: Task, rank_of_alpha: int) -> Figure:
     """Test loss over the rank for LoRA and rsLoRA, full fine-tuning beside it; and over α where that was tried."""
     alphas = ranks.get("alpha", {})
@@ -433,21 +471,21 @@ def _lines(axes: Any, shown: Sequence[tuple[str, Mapping[str, Outcome], str]], f
 
 
 @plotting.style()
-def methods_picture(results: Mapping[str, Mapping[str, Outcome]], unit: Mapping[str, str]) -> Figure:
+def methods_picture(results: Sequence[tuple[Task, Mapping[str, Outcome]]]) -> Figure:
     """What each method reached on each task, a dot a seed."""
     figure, axes = plotting.new(1, len(results), height=3.6, squeeze=False)
-    for column, (task, outcomes) in enumerate(results.items()):
+    for column, (task, outcomes) in enumerate(results):
         ax = axes[0, column]
         for row, (name, outcome) in enumerate(outcomes.items()):
-            values = outcome.loss if unit[task].startswith("test loss") else outcome.accuracy
+            values = outcome.loss if task.n_labels is None else outcome.accuracy
             colour = plotting.GREY if name in ("full fine-tuning", "head only") else plotting.PALETTE[row % 6]
             ax.scatter(values, [row] * len(values), color=colour, s=30, alpha=0.7, linewidth=0, zorder=3)
             ax.scatter([math.fsum(values) / len(values)], [row], color=colour, marker="|", s=300, linewidth=2)
         ax.set_yticks(range(len(outcomes)), list(outcomes))
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
-        ax.set_xlabel(unit[task])
-        ax.set_title(task)
+        ax.set_xlabel(loss_unit(task) if task.n_labels is None else "accuracy")
+        ax.set_title(short(task))
     return figure
 
 
@@ -517,6 +555,28 @@ def spectrum_picture(weight: np.ndarray, updates: Mapping[str, np.ndarray], name
     return figure
 
 
+@plotting.style()
+def updates_picture(updates: Mapping[str, np.ndarray], name: str) -> Figure:
+    """What each method has added to a weight, number by number, all on one scale.
+
+    Parameters
+    ----------
+    updates : dict of str to (in, out)
+    name : str
+        Of the weight.
+    """
+    figure, axes = plotting.new(len(updates), 1, height=1.75 * len(updates) + 0.5, sharex=True, squeeze=False)
+    most = max(float(np.quantile(np.abs(update), 0.995)) for update in updates.values())
+    for ax, (label, update) in zip(axes[:, 0], updates.items(), strict=True):
+        image = ax.imshow(update, cmap=plotting.SIGNED, vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+        ax.set_title(f"{label}: rank {np.linalg.matrix_rank(update, tol=np.linalg.norm(update, 2) * 1e-4)}")
+        ax.set_ylabel("input")
+        ax.grid(visible=False)
+    axes[-1, 0].set_xlabel(f"output of {name}")
+    figure.colorbar(image, ax=axes, shrink=0.6, label="ΔW", extend="both")
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------- showing it
 
 
@@ -542,6 +602,15 @@ def try_labelled(base: GPT, task: Task, plan: Plan, seed: int) -> dict[str, Outc
     methods = {name: method for name, method in methods.items() if name in plan.labelled or not plan.labelled}
     plan = replace(plan, budget=replace(plan.budget, steps=plan.label_steps))
     return try_all(base, {"methods": methods}, task, plan, seed)["methods"]
+
+
+def show_labelled(run: Run, task: Task, found: Mapping[str, Outcome]) -> None:
+    """A table of what the classifiers reached, and the figures."""
+    run.heading(f"What it reaches: {short(task)}")
+    run.say(outcome_table(found, "method"))
+    run.results[short(task)] = {name: outcome.as_record() for name, outcome in found.items()}
+    for name in ("full fine-tuning", "LoRA", "head only"):
+        run.report(f"{short(task)}: {name}", found[name].accuracy, "accuracy")
 
 
 EXPECTED = """\
@@ -646,4 +715,5 @@ def show_learnt(
     headers = ["", "‖ΔW‖/‖W‖", f"in its first {plan.rank}", "amplification", "in full's first (by chance)"]
     run.say(table(rows, headers))
     run.results["updates"] = facts
+    run.picture("updates", updates_picture(updates, name.removeprefix("transformer.")))
     run.picture("spectrum", spectrum_picture(weight, updates, name.removeprefix("transformer.")))

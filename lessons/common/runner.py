@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -215,6 +215,9 @@ class Run:
         }
 
 
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
 def committed_path(number: int) -> Path:
     """Where the record of a lesson's full run is kept."""
     return RECORDS / f"lesson-{number:02d}.json"
@@ -282,6 +285,9 @@ def main(number: int, about: str, lesson: Callable[[Run], None], argv: Sequence[
     except (InputError, RunError) as error:
         print(f"lesson {number}: {error}", file=sys.stderr)
         return error.exit_code
+    except NotImplementedError as error:  # of a student's copy of the course; the message names the exercise
+        print(f"lesson {number}: {error}", file=sys.stderr)
+        return RunError.exit_code
     except MemoryError:
         print(f"lesson {number}: out of memory", file=sys.stderr)
         return RunError.exit_code
@@ -289,6 +295,35 @@ def main(number: int, about: str, lesson: Callable[[Run], None], argv: Sequence[
         print(f"\nlesson {number}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     return RunError.exit_code if settings.check and any(f.inside is False for f in run.reported) else 0
+
+
+def begin(number: int, settings: Settings, kind: type[AnyRun]) -> AnyRun:
+    """A run that has not done anything yet, with its directory and the committed record.
+
+    Parameters
+    ----------
+    number : int
+    settings : Settings
+    kind : class
+        `Run`, or one that shows otherwise.
+
+    Returns
+    -------
+    run : kind
+
+    Raises
+    ------
+    InputError
+        If the directory cannot be written.
+    """
+    directory = Path(settings.out) / f"lesson-{number:02d}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "record.json").unlink(missing_ok=True)  # of an earlier run: its figures are not this one's
+    except OSError as error:
+        raise InputError(f"cannot make the directory {directory}: {error.strerror}") from None
+    path = committed_path(number)
+    return kind(number, settings, directory, committed=files.read_json(path) if path.exists() else None)
 
 
 def run_lesson(number: int, lesson: Callable[[Run], None], settings: Settings) -> Run:
@@ -309,20 +344,13 @@ def run_lesson(number: int, lesson: Callable[[Run], None], settings: Settings) -
     InputError, RunError
         What the lesson raised, or a directory that cannot be written.
     """
-    directory = Path(settings.out) / f"lesson-{number:02d}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "record.json").unlink(missing_ok=True)  # of an earlier run: its figures are not this one's
-    except OSError as error:
-        raise InputError(f"cannot make the directory {directory}: {error.strerror}") from None
-    path = committed_path(number)
-    run = Run(number, settings, directory, committed=files.read_json(path) if path.exists() else None)
+    run = begin(number, settings, Run)
     if settings.quick:
         run.say("\n  quick: everything at its smallest, to see that it runs; the figures mean nothing")
     began = time.perf_counter()
     lesson(run)
     record = run.as_record(time.perf_counter() - began)
-    files.write_json(directory / "record.json", record)
+    files.write_json(run.directory / "record.json", record)
     _summary(run, record["seconds"])
     if settings.full and settings.standard:
         _commit(run, record)

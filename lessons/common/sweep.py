@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import joblib
 import threadpoolctl
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import resource_tracker
 from tqdm import tqdm
 
 from minigpt import files
@@ -131,16 +134,34 @@ def _work(
             total=total, initial=total - len(jobs), desc=title, unit="run", disable=not progress, dynamic_ncols=True
         ) as bar,
     ):
-        results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(tasks)
+        results = None
         try:
+            with _shielded():
+                results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(tasks)
             for fault in results:
                 bar.update(1)
                 if fault is not None:
                     kind, message = fault
                     raise kind(message)
         finally:
-            results.close()
+            if results is not None:
+                results.close()
             get_reusable_executor().shutdown(wait=True, kill_workers=True)  # leaves no process behind
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    # Processes that are started in here never see Ctrl-C, which a terminal sends to all of them: it is for the one that
+    # waits for them, and it ends them. What is pressed in the meantime comes when the shield is gone.
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # loky's own process; starting it would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _do(function: Callable[[Job], dict[str, Any]], job: dict[str, Any], path: str) -> tuple[type, str] | None:
@@ -153,6 +174,8 @@ def _do(function: Callable[[Job], dict[str, Any]], job: dict[str, Any], path: st
             error = str(failed)
         except InputError as wrong:
             return InputError, f"{job}: {wrong}"
+        except NotImplementedError as missing:  # in a student's copy of the course; it says which exercise
+            return RunError, str(missing)
         except Exception:
             return RunError, f"{job} failed:\n{traceback.format_exc()}"
     files.write_json(

@@ -53,6 +53,24 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], align: str = ""
     )
 
 
+def markdown(rows: Sequence[Sequence[Any]], headers: Sequence[str], align: str = "") -> str:
+    """The same as a Markdown table; arguments as for `table`.
+
+    Examples
+    --------
+    >>> print(markdown([["uniform", 6.93]], ["model", "loss"]), end="")
+    | model | loss |
+    |:---|---:|
+    | uniform | 6.93 |
+    """
+    align = align or "l" + "r" * (len(headers) - 1)
+    marks = ["---:" if a == "r" else ":---" for a in align]
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (headers, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    lines.insert(1, f"|{'|'.join(marks)}|")
+    return "\n".join(lines) + "\n"
+
+
 def width(text: str) -> int:
     """Columns that a text takes in a terminal: two for a wide character, none for a combining one."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -290,8 +290,23 @@ PAIRS: dict[str, Callable[[int], DataSet[Pair]]] = {
     "sentiment-pairs": lambda n: tinyworld.as_pairs(tinyworld.sentiment(n)),
     "topic-pairs": lambda n: tinyworld.as_pairs(tinyworld.topic(n)),
     "summaries": lambda n: pydocs.summaries(),
+    "continuations": lambda n: best_continuations(n),
 }
 """The course's tasks; a function of the number of training records. Adding one is one entry here."""
+
+
+CONTINUATIONS = "tinyworld.continuations"
+
+
+def best_continuations(n: int) -> DataSet[Pair]:
+    """Beginnings of stories, each with the best of its continuations; `tinyworld.true_reward` judges any other."""
+    ranked = tinyworld.preferences(n)
+
+    def pairs(split: str) -> list[Pair]:
+        return [Pair(r.prompt, max(zip(r.rewards, r.responses, strict=True))[1]) for r in ranked.split(split)]
+
+    train, validation, test = map(pairs, SPLITS)
+    return DataSet(CONTINUATIONS, train, validation, test, provenance=ranked.provenance)
 
 
 def load_task(name: str, tokenizer: Tokenizer, n: int = 2000) -> Task:

@@ -850,7 +850,9 @@ def test_quick_lesson_does_all_that_it_promises(tmp_path: Path, capsys: Any) -> 
     assert figures["merged_difference"] < 1e-5
     for name in ("full fine-tuning", "LoRA", "rsLoRA", "DoRA", "PiSSA", "LoRA+"):
         assert figures[f"rewriting: {name}"] > 0
-    assert record["pictures"] == ["rank.png", "matrices.png", "methods.png", "similarity.png", "spectrum.png"]
+    assert record["pictures"] == [
+        f"{name}.png" for name in ("rank", "matrices", "methods", "similarity", "updates", "spectrum")
+    ]
     for name in record["pictures"]:
         pixels = imread(tmp_path / "lesson-07" / name)
         assert pixels.shape[1] > 1000
