@@ -142,8 +142,8 @@ class SoftPrompt(Layer):
 def prefix_forward(prompt_embeddings: Array, layer: int, n_layer: int, n_head: int, B: int) -> tuple[Array, Array]:
     """One layer's learned keys and values, the same for every row.
 
-    Li, Liang (2021), section 4, in `peft`'s order: a row of the matrix is viewed as (2·L, H, D), where 2·l are the keys
-    and 2·l + 1 the values of layer l.
+    Li, Liang (2021), section 4, in `peft`'s order: a row of the matrix is viewed as (2·L, H, D), C = H·D, where 2·l are
+    the keys and 2·l + 1 the values of layer l, counted from 0.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def prefix_forward(prompt_embeddings: Array, layer: int, n_layer: int, n_head: i
 
 
 def prefix_backward(dk: Array, dv: Array, dprompt: Array, layer: int, n_layer: int) -> Array:
-    """Add one layer's gradients to those of the matrix, summed over the rows of the batch.
+    """Add one layer's gradients to those of the matrix, summed over the rows of the batch; laid out as in the forward.
 
     Parameters
     ----------
@@ -218,7 +218,8 @@ class Prefix(Layer):
 def sample_vocab_init(table: np.ndarray, n: int, rng: np.random.Generator, pool: np.ndarray) -> np.ndarray:
     """Embeddings of tokens drawn from a pool, none twice unless the pool is smaller than n.
 
-    Lester et al. (2021), section 3.2, whose pool are the 5,000 most frequent tokens.
+    Lester et al. (2021), section 3.2, whose pool are the 5,000 most frequent tokens. All are drawn in one call of
+    `rng.choice`, with replacement only if the pool is smaller than n, and stand in the order in which they were drawn.
 
     Parameters
     ----------
@@ -226,6 +227,7 @@ def sample_vocab_init(table: np.ndarray, n: int, rng: np.random.Generator, pool:
     n : int
     rng : numpy Generator
     pool : (m,) integers
+        Ids, each once.
 
     Returns
     -------
@@ -257,9 +259,10 @@ def text_init(table: np.ndarray, ids: Sequence[int], n: int) -> np.ndarray:
 def class_label_init(
     table: np.ndarray, labels: Sequence[Sequence[int]], n: int, rng: np.random.Generator, pool: np.ndarray
 ) -> np.ndarray:
-    """A vector for each label, the mean over its tokens' embeddings; the rest as in `sample_vocab_init`.
+    """A vector for each label, the mean over its tokens' embeddings; then the rest, as `sample_vocab_init` draws it.
 
-    Of more labels than vectors the first n are taken. Lester et al. (2021), section 3.2.
+    Of more labels than vectors the first n are taken; a token that a label has twice counts twice. Lester et al.
+    (2021), section 3.2.
 
     Parameters
     ----------

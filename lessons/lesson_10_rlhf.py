@@ -77,7 +77,7 @@ def reward_loss_forward(
     loss : float
         This part's share of the mean.
     cache
-        For `reward_loss_backward`: h = chosen − rejected − margin, and n.
+        For `reward_loss_backward`: (h, n) with h = chosen − rejected − margin, (P,), and n as a float.
     """
     ### BEGIN SOLUTION
     h = chosen - rejected - margin
@@ -89,12 +89,12 @@ def reward_loss_forward(
 def reward_loss_backward(cache: Any) -> tuple[Array, Array]:
     """Gradients of the loss: dchosen = −σ(−h)/n and drejected = +σ(−h)/n, with h the difference less the margin.
 
-    A pair that is ordered rightly by far gets none.
+    A pair that is ordered rightly by far gets none. h may be of any size.
 
     Parameters
     ----------
     cache
-        As the forward gave it.
+        As the forward gave it: (h, n).
 
     Returns
     -------
@@ -151,7 +151,7 @@ def kl_rewards(logprobs: Array, reference: Array, scores: Array, mask: Array, be
     Parameters
     ----------
     logprobs, reference : (B, T)
-        Of the sampled tokens, under the policy that sampled them and under the reference.
+        Of the sampled tokens, under the policy that sampled them and under the reference; any number outside the mask.
     scores : (B,)
     mask : (B, T) bool
         The response's tokens; every row has one at least.
@@ -181,7 +181,7 @@ def gae(rewards: Array, values: Array, mask: Array, gamma: float = 1.0, lam: flo
     Parameters
     ----------
     rewards, values : (B, T)
-        Reward of token t, and the value of the state in which it was chosen.
+        Reward of token t, and the value of the state in which it was chosen; any number outside the mask.
     mask : (B, T) bool
         The response's tokens, without gaps.
     gamma, lam : float in [0, 1]
@@ -258,9 +258,10 @@ def ppo_policy_loss_forward(
     Returns
     -------
     loss : float
-        This part's share of the mean.
+        This part's share of the mean; the sum runs over the mask.
     cache
-        For the backward.
+        For the backward: (plain, clipped, mask, n) with plain = −A ρ and clipped = −A clip(ρ, 1 − ε, 1 + ε), (B, T),
+        which may be any finite numbers outside of the mask, and n as a float.
     """
     ### BEGIN SOLUTION
     xp = namespace(logprobs)
@@ -274,13 +275,13 @@ def ppo_policy_loss_forward(
 def ppo_policy_loss_backward(cache: Any) -> Array:
     """Gradient of the loss with respect to the new log-probabilities.
 
-    ∂ρ/∂log π = ρ, so it is −A ρ/n where that is the larger of the two terms, and 0 where the clipped one is larger:
-    there the ratio stands outside [1 − ε, 1 + ε] and the clipped term does not depend on it.
+    ∂ρ/∂log π = ρ, so it is −A ρ/n where the clipped term is not larger, and 0 where it is: there the ratio stands
+    outside [1 − ε, 1 + ε] and the clipped term does not depend on it.
 
     Parameters
     ----------
     cache
-        As the forward gave it.
+        As the forward gave it: (plain, clipped, mask, n).
 
     Returns
     -------
@@ -314,9 +315,10 @@ def ppo_value_loss_forward(
     Returns
     -------
     loss : float
-        This part's share of the mean.
+        This part's share of the mean; the sum runs over the mask.
     cache
-        For the backward.
+        For the backward: (error, clipped, mask, n) with error = V − R and clipped = clip(V, V_old − ε, V_old + ε) − R,
+        (B, T), which may be any finite numbers outside of the mask, and n as a float.
     """
     ### BEGIN SOLUTION
     xp = namespace(values)
@@ -328,12 +330,12 @@ def ppo_value_loss_forward(
 
 
 def ppo_value_loss_backward(cache: Any) -> Array:
-    """Gradient of the loss with respect to the new values: (V − R)/n where the plain square is the larger, else 0.
+    """Gradient of the loss with respect to the new values: (V − R)/n where the clipped square is not larger, else 0.
 
     Parameters
     ----------
     cache
-        As the forward gave it.
+        As the forward gave it: (error, clipped, mask, n).
 
     Returns
     -------
@@ -362,6 +364,10 @@ def adaptive_kl(beta: float, kl: float, target: float, n: int, horizon: float) -
         Responses of this iteration.
     horizon : float
         Responses after which a lasting error of 0.2 has moved β by a fifth.
+
+    Returns
+    -------
+    beta : float
     """
     ### BEGIN SOLUTION
     error = min(max(kl / target - 1.0, -0.2), 0.2)
@@ -498,7 +504,7 @@ def dpo_loss_forward(
     loss : float
         This part's share of the mean.
     cache
-        For the backward.
+        For the backward: (h, β, ε, kind, n), h (P,), n as a float.
     """
     ### BEGIN SOLUTION
     h = (chosen - reference_chosen) - (rejected - reference_rejected)
@@ -514,12 +520,12 @@ def dpo_loss_forward(
 def dpo_loss_backward(cache: Any) -> tuple[Array, Array]:
     """Gradients of the loss with respect to the policy's log-probabilities: dchosen = ∂L/∂h, drejected = −∂L/∂h.
 
-    ∂L/∂h is −β [(1 − ε) σ(−βh) − ε σ(βh)]/n, or 2 (h − 1/(2β))/n for ``"ipo"``.
+    ∂L/∂h is −β [(1 − ε) σ(−βh) − ε σ(βh)]/n, or 2 (h − 1/(2β))/n for ``"ipo"``; h may be of any size.
 
     Parameters
     ----------
     cache
-        As the forward gave it.
+        As the forward gave it: (h, β, ε, kind, n).
 
     Returns
     -------

@@ -1,9 +1,13 @@
 """Lesson 11: the comparison. Every method of the course from one base, on the same tasks, at the same budget.
 
-1. The plan: for each method and task a learning rate chosen from a small grid on validation data, then several seeds.
-   Prompting, which trains nothing, and training from scratch stand beside the methods.
-2. The five trade-offs: what is trained and stored, memory, training speed, inference cost, quality; and forgetting.
-3. Pictures: quality against size, what was learnt against what was forgotten, where memory goes.
+1. How to compare: a learning rate chosen on validation data, seeds with an interval, differences in pairs, and which
+   methods nothing else beats.
+2. The plan: for each method and task a small grid of learning rates, then several seeds. Prompting, which trains
+   nothing, and training from scratch stand beside the methods.
+3. The five trade-offs: what is trained and stored, memory, training speed, inference cost, quality; and forgetting.
+4. What one setting does: LoRA's rank, the length of a prompt, the size of adapters, the density of a mask, the scale of
+   the model.
+5. Pictures: quality against size, what was learnt against what was forgotten, where memory goes.
 
 The whole plan, `make compare`, takes about an hour and a half on two cores and goes on where it was stopped. Every
 run is a process of its own with one BLAS thread, so that the cores are busy whatever the size of the model.
@@ -13,30 +17,35 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lessons import METHODS
 from lessons.common import plotting, runner, sweep
+from lessons.common.lora_serving import MultiLoRA
 from lessons.common.measure import step_cost
 from lessons.common.method import Method, n_trainable, trunk_of
 from lessons.common.runner import Run
 from lessons.common.scenarios import as_questions, delimiter, few_shot, written_scores
 from lessons.common.sweep import Job, Result
-from lessons.common.table import deviation, spread, table
-from lessons.common.tasks import PairTask, Task, load_task
+from lessons.common.table import deviation, markdown, spread, table
+from lessons.common.tasks import CONTINUATIONS, PairTask, Task, in_batches, load_task
 from lessons.common.tuning import Budget, fine_tune
+from lessons.common.verdicts import student_t
+from lessons.lesson_07_lora import factors_of
 from minigpt import GPT, Tokenizer, bases, files
 from minigpt.data import pydocs, tinyworld
 from minigpt.data.tokens import encode_documents
@@ -44,6 +53,125 @@ from minigpt.errors import InputError, RunError
 from minigpt.evaluation import evaluate_batches, text_batches
 from minigpt.multiple_choice import score_choices
 from minigpt.objectives import Batch
+
+# ---------------------------------------------------------------------------------------------- how to compare
+
+
+def choose_rate(rates: Sequence[float], losses: Sequence[float]) -> int:
+    """Which learning rate to take: that of the lowest validation loss.
+
+    The test split has no part in it: a rate that was chosen on the test split makes its score too good.
+
+    Parameters
+    ----------
+    rates : sequence of k floats
+        In any order, above 0.
+    losses : sequence of k floats
+        Validation loss of the run with each rate; NaN or infinite where it diverged, and then it does not count.
+
+    Returns
+    -------
+    chosen : int
+        Index into `rates`. Of equal losses the one with the lowest rate; -1 if every run diverged.
+
+    Examples
+    --------
+    >>> choose_rate([0.1, 0.3, 0.9], [2.5, 2.1, math.nan])
+    1
+    """
+    ### BEGIN SOLUTION
+    known = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
+    return min(known, key=lambda i: (losses[i], rates[i]), default=-1)
+    ### END SOLUTION
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean over seeds, and the interval that holds the mean of all seeds with some confidence.
+
+    With n values, their mean m and their sample standard deviation s (the sum of squares over n − 1), the ends are
+
+        m ± t · s/√n
+
+    where t is the quantile of Student's t at (1 + level)/2 with n − 1 degrees of freedom (`student_t`): 2.8 for five
+    seeds at 95 %, 4.3 for three, 12.7 for two. Student (1908), "The probable error of a mean".
+
+    Parameters
+    ----------
+    values : sequence of n floats
+        One a seed, two or more.
+    level : float
+        Of confidence, in (0, 1).
+
+    Returns
+    -------
+    mean, low, high : float
+
+    Examples
+    --------
+    >>> [round(v, 2) for v in mean_interval([1.0, 2.0, 3.0])]
+    [2.0, -0.48, 4.48]
+    """
+    ### BEGIN SOLUTION
+    n = len(values)
+    mean = math.fsum(values) / n
+    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    margin = student_t((1 + level) / 2, n - 1) * math.sqrt(variance / n)
+    return mean, mean - margin, mean + margin
+    ### END SOLUTION
+
+
+def paired_interval(
+    first: Mapping[int, float], second: Mapping[int, float], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean difference first − second of two methods, with its interval, seed by seed.
+
+    Runs with one seed share the order of their batches, so part of their spread is common to both. It is gone from
+    their difference, and the interval of the mean difference (`mean_interval`) is narrower than one made of both
+    spreads.
+
+    Parameters
+    ----------
+    first, second : dict of int to float
+        Seed → score. A seed that only one of them has, because the other's run diverged, is left out; two at least
+        are in both.
+    level : float
+        Of confidence, in (0, 1).
+
+    Returns
+    -------
+    mean, low, high : float
+    """
+    ### BEGIN SOLUTION
+    shared = sorted(first.keys() & second.keys())
+    return mean_interval([first[seed] - second[seed] for seed in shared], level)
+    ### END SOLUTION
+
+
+def pareto_front(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Which points nothing else beats: the Pareto front.
+
+    A point is beaten if another one costs no more and is no worse, and is strictly better in one of the two. Of equal
+    points none beats the other.
+
+    Parameters
+    ----------
+    cost : (n,)
+        Less is better.
+    quality : (n,)
+        More is better.
+
+    Returns
+    -------
+    front : (n,) bool
+        In the order of the points.
+    """
+    ### BEGIN SOLUTION
+    cheap = cost[:, None] <= cost[None, :]  # (n, n): row i against column j
+    good = quality[:, None] >= quality[None, :]
+    strict = (cost[:, None] < cost[None, :]) | (quality[:, None] > quality[None, :])
+    return np.logical_not((cheap & good & strict).any(axis=0))
+    ### END SOLUTION
+
 
 # ---------------------------------------------------------------------------------------------- the plan
 
@@ -74,6 +202,7 @@ TASKS: dict[str, Entry] = {
     "sentiment-target": Entry("accuracy", n=400, steps=120, batch_size=16, test=500),
     "pydocs-topics": Entry("accuracy", n=1000, steps=120, batch_size=16, test=500),
     "rewriting": Entry("rougeL", n=1000, steps=160, batch_size=16, test=100),
+    "continuations": Entry("true_reward", n=1000, steps=120, batch_size=16, test=100),
     "translation": Entry("bleu", n=2000, steps=240, batch_size=16, test=100),
     "addition": Entry("exact_match", n=2000, steps=240, batch_size=16, test=100),
     "cards": Entry("exact_match", n=2000, steps=160, batch_size=16, test=200),
@@ -91,6 +220,44 @@ BASE = "base-s"
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """One setting of a method, at several values.
+
+    Attributes
+    ----------
+    title : str
+        What is varied, for an axis.
+    method : str
+    setting : str
+        Of the method; ``"base"`` is the model itself.
+    values : tuple
+    beside : str
+        Another method that is run at the same bases, to compare with.
+    """
+
+    title: str
+    method: str
+    setting: str
+    values: tuple[Any, ...]
+    beside: str = ""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The method, and the one beside it."""
+        return (self.method, self.beside) if self.beside else (self.method,)
+
+
+SWEEPS = {
+    "rank": Sweep("LoRA's rank", "lora", "r", (1, 2, 4, 8, 16, 32, 64)),
+    "prompt length": Sweep("virtual tokens", "prompt_tuning", "num_virtual_tokens", (1, 5, 20, 50)),
+    "adapter size": Sweep("adapter's bottleneck", "adapters", "bottleneck", (1, 4, 16, 64)),
+    "density": Sweep("share of the entries that is trained", "importance", "density", (0.001, 0.01, 0.05, 0.2)),
+    "scale": Sweep("parameters of the base", "prompt_tuning", "base", tuple(bases.BASES), beside="full"),
+}
+SWEEP_TASK = "translation"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is compared.
 
@@ -103,6 +270,9 @@ class Plan:
     grid : sequence of float
         Factors on each method's own learning rate.
     base : str
+    sweeps : dict of str to Sweep
+        On `SWEEP_TASK`.
+    sweep_seeds : int
     """
 
     methods: Sequence[str]
@@ -111,14 +281,26 @@ class Plan:
     shrink: int = 1
     grid: Sequence[float] = GRID
     base: str = BASE
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    sweep_seeds: int = 1
 
-    def job(self, method: str, task: str, lr: float | None, seed: int, scored: bool = True) -> Job:
+    def job(
+        self,
+        method: str,
+        task: str,
+        lr: float | None,
+        seed: int,
+        scored: bool = True,
+        settings: Mapping[str, Any] | None = None,
+        base: str = "",
+    ) -> Job:
         """One run, with all that decides about it; one of the grid is not scored on the test split."""
         entry = TASKS[task]
         return {
             "method": method,
             "task": task,
-            "base": self.base,
+            "base": base or self.base,
+            "settings": dict(settings or {}),
             "lr": lr,
             "seed": seed,
             "scored": scored,
@@ -148,14 +330,42 @@ class Plan:
         ]
         return [self.job(method, task, None, 0) for task in self.tasks for method in PROMPTING] + tuned
 
+    def sweep_jobs(self, name: str, rates: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Job]:
+        """The runs of a sweep: every value of its setting, at each of these rates of every method, with these seeds."""
+        swept = self.sweeps[name]
+        return [
+            self.job(
+                method,
+                SWEEP_TASK,
+                lr,
+                seed,
+                scored=seed != GRID_SEED,
+                settings={} if swept.setting == "base" else {swept.setting: value},
+                base=value if swept.setting == "base" else "",
+            )
+            for method in swept.methods
+            for value in swept.values
+            for lr in rates[variant(method, value)]
+            for seed in seeds
+        ]
 
-def choose(results: Iterable[Result]) -> dict[tuple[str, str], float]:
-    """The learning rate of each method and task with the lowest validation loss.
+
+def variant(method: str, value: Any) -> str:
+    """What a method is called at one value of a sweep."""
+    return f"{method} at {value}"
+
+
+def choose(
+    results: Iterable[Result], by: Callable[[Job], tuple[str, str]] | None = None
+) -> dict[tuple[str, str], float]:
+    """The learning rate of each method and task with the lowest validation loss; see `choose_rate`.
 
     Parameters
     ----------
     results : iterable of Result
         Of the grid; runs that diverged do not count.
+    by : (job) -> (str, str), optional
+        What has a learning rate of its own, instead of method and task.
 
     Returns
     -------
@@ -166,15 +376,16 @@ def choose(results: Iterable[Result]) -> dict[tuple[str, str], float]:
     RunError
         If every rate of a grid diverged.
     """
-    losses: dict[tuple[str, str], dict[float, float]] = {}
+    tried: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for result in results:
-        cell = losses.setdefault((result.job["method"], result.job["task"]), {})
-        if not result.error:
-            cell[result.job["lr"]] = min(result.values["eval_losses"])
-    lost = sorted(" on ".join(cell) for cell, found in losses.items() if not found)
+        cell = by(result.job) if by else (result.job["method"], result.job["task"])
+        loss = math.nan if result.error else min(result.values["eval_losses"])
+        tried.setdefault(cell, []).append((result.job["lr"], loss))
+    chosen = {cell: choose_rate(*zip(*runs, strict=True)) for cell, runs in tried.items()}
+    lost = sorted(" on ".join(cell) for cell, index in chosen.items() if index < 0)
     if lost:
         raise RunError(f"every learning rate of the grid diverged: {', '.join(lost)}")
-    return {cell: min(found, key=lambda lr: found[lr]) for cell, found in losses.items()}
+    return {cell: tried[cell][index][0] for cell, index in chosen.items()}
 
 
 # ---------------------------------------------------------------------------------------------- one run
@@ -255,16 +466,42 @@ def measure(job: Job) -> dict[str, Any]:
 
 def scores(model: Any, task: Task, limit: int) -> dict[str, float]:
     """What a tuned model reaches on the first test records of a task, by the task's kind."""
-    if isinstance(task, PairTask):
-        return written_scores(model, task, limit)
-    return task.score(model, limit=limit)
+    if not isinstance(task, PairTask):
+        return task.score(model, limit=limit)
+    loss, _ = evaluate_batches(model, in_batches(task.encoded("test"), limit))
+    found = written_scores(model, task, limit) | rewarded(model, task, limit)
+    return found | {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def rewarded(model: GPT, task: PairTask, limit: int, asked: PairTask | None = None) -> dict[str, float]:
+    """Mean true reward of the greedy completions, for the task that has one: continuations of stories.
+
+    Parameters
+    ----------
+    model : GPT
+    task : PairTask
+    limit : int
+        Test records.
+    asked : PairTask, optional
+        The same records with solved examples before each prompt. Then only the first line counts, as nobody has told
+        the model where to stop, and what is judged is still the continuation of the record's own prompt.
+    """
+    if task.name != CONTINUATIONS:
+        return {}
+    prompts = [pair.prompt for pair in (asked or task).data.test[:limit]]
+    written = (asked or task).complete(model, prompts, task.longest("test"))
+    if asked:
+        written = [text.strip().partition("\n")[0] for text in written]
+    rewards = [tinyworld.true_reward(pair.prompt, text) for pair, text in zip(task.data.test, written, strict=False)]
+    return {"true_reward": math.fsum(rewards) / len(rewards)}
 
 
 def prompted(base: GPT, task: Task, shots: int, limit: int) -> dict[str, Any]:
     """What the base reaches by prompting alone; it is asked for labels as multiple choice."""
     room = base.config.n_positions
     if isinstance(task, PairTask):
-        found = written_scores(base, few_shot(task, shots, room), limit, first_line=True)
+        asked = few_shot(task, shots, room)
+        found = written_scores(base, asked, limit, first_line=True) | rewarded(base, task, limit, asked)
     else:
         asked = PairTask(
             tinyworld.as_pairs(task.data, task.data.provenance.get("question", QUESTION)), task.tokenizer, room
@@ -290,7 +527,8 @@ def costs(job: Job) -> dict[str, Any]:
     -------
     values : dict
         ``step`` (a `StepCost`), ``stored_bytes``, ``trained``, and for tasks with completions ``latency_ms`` as it is,
-        ``merged_latency_ms`` (None where it cannot be merged) and ``base_latency_ms``.
+        ``merged_latency_ms`` (None where it cannot be merged), ``base_latency_ms``, and ``mixed_latency_ms`` of
+        `mixed_latency`.
     """
     base, _ = _base(job["base"])
     task = _task(job["task"], job["base"], job["n"])
@@ -313,18 +551,47 @@ def costs(job: Job) -> dict[str, Any]:
             values["merged_latency_ms"] = None
         else:
             values["merged_latency_ms"] = token_latency(merged)
+        values["mixed_latency_ms"], values["one_batch"] = mixed_latency(base, tuned)
     return values
 
 
 def token_latency(model: GPT, new: int = 64, repeats: int = 5) -> float:
     """Median milliseconds for a generated token at batch 1, after a prompt of 16."""
     prompt = [list(range(1, 17))]
+    return _milliseconds(lambda: model.generate(prompt, new, temperature=0), repeats) / new
+
+
+def mixed_latency(base: GPT, tuned: GPT, rows: int = 8, new: int = 32, repeats: int = 3) -> tuple[float, bool]:
+    """What a batch costs whose rows belong to two tasks: milliseconds for one more token of all rows.
+
+    LoRA's adapters can share one pass, each row with its own. Everything else takes a batch for each task.
+
+    Returns
+    -------
+    milliseconds : float
+    one_batch : bool
+        Whether one pass served both tasks.
+    """
+    prompts = [list(range(1, 17))] * rows
+    try:
+        branches = factors_of(tuned, base)
+    except InputError:  # an update that is not beside the base's layers
+        branches = {}
+    if not branches:
+        half = prompts[: rows // 2]
+        return 2 * _milliseconds(lambda: tuned.generate(half, new, temperature=0), repeats) / new, False
+    both = MultiLoRA(base, {"first": branches, "second": branches})
+    names = ["first", "second"] * (rows // 2)
+    return _milliseconds(lambda: both.generate(prompts, new, names, temperature=0), repeats) / new, True
+
+
+def _milliseconds(work: Callable[[], Any], repeats: int) -> float:
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        model.generate(prompt, new, temperature=0)
-        times.append((time.perf_counter() - began) / new * 1e3)
-    return statistics.median(times[1:])
+        work()
+        times.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(times[1:])  # the first one warms up
 
 
 # ---------------------------------------------------------------------------------------------- what came out
@@ -339,8 +606,10 @@ class Cell:
     method, task : str
     lr : float or None
         The chosen one; None for prompting.
+    seeds : list of int
+        Those whose runs did not diverge.
     score, forgetting : list of float
-        One a seed that did not diverge.
+        One each.
     diverged : int
     trained : int
     seconds_a_step : float
@@ -351,12 +620,18 @@ class Cell:
     method: str
     task: str
     lr: float | None
+    seeds: list[int]
     score: list[float]
     forgetting: list[float]
     diverged: int
     trained: int
     seconds_a_step: float
     to_target: list[float | None]
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """Seed → score."""
+        return dict(zip(self.seeds, self.score, strict=True))
 
 
 def cells(results: Sequence[Result], metric: Mapping[str, str]) -> list[Cell]:
@@ -373,6 +648,7 @@ def cells(results: Sequence[Result], metric: Mapping[str, str]) -> list[Cell]:
                 method,
                 task,
                 runs[0].job["lr"],
+                [r.job["seed"] for r in good],
                 [r.values["scores"][metric[task]] for r in good],
                 [r.values["forgetting"] for r in good],
                 len(runs) - len(good),
@@ -402,14 +678,16 @@ def time_to(result: Result, target: float) -> float | None:
 
 
 def tidy(results: Sequence[Result]) -> str:
-    """All runs as CSV, one a line: settings first, then figures."""
-    rows = []
+    """All runs as CSV, one a line: settings first, then figures, then the versions of what made them."""
+    rows, made = [], files.provenance()
+    versions = {name: made[name] for name in ("minigpt", "git_commit", "python", "numpy", "platform")}
     for r in results:
         row: dict[str, Any] = dict(r.job) | {"error": r.error, "run_seconds": r.seconds}
+        row["settings"] = json.dumps(r.job.get("settings", {}), sort_keys=True)
         if not r.error:
             row |= {f"score_{name}": value for name, value in r.values["scores"].items()}
             row |= {name: r.values.get(name) for name in ("forgetting", "trained", "seconds")}
-        rows.append(row)
+        rows.append(row | versions)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
@@ -437,6 +715,87 @@ def relative(cells_of: Sequence[Cell]) -> dict[str, float]:
             continue
         values.setdefault(method, []).append((mean - low) / (high - low))
     return {method: statistics.mean(v) for method, v in values.items()}
+
+
+def against_full(found: Sequence[Cell], method: str) -> dict[int, float]:
+    """Seed → how much higher a method's score is than full fine-tuning's, mean over the tasks that both have."""
+    full = {c.task: c.by_seed for c in found if c.method == "full"}
+    each: dict[int, list[float]] = {}
+    for cell in found:
+        if cell.method == method:
+            for seed in cell.by_seed.keys() & full.get(cell.task, {}).keys():
+                each.setdefault(seed, []).append(cell.by_seed[seed] - full[cell.task][seed])
+    tasks = max(map(len, each.values()), default=0)
+    return {seed: statistics.mean(v) for seed, v in each.items() if len(v) == tasks}
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A method at one value of a sweep.
+
+    Attributes
+    ----------
+    sweep, method : str
+    value : int, float or str
+    lr : float
+    trained : int
+    parameters : int
+        Of the base.
+    seeds : list of int
+    score, loss : list of float
+        On the test split, one a seed that did not diverge.
+    """
+
+    sweep: str
+    method: str
+    value: Any
+    lr: float
+    trained: int
+    parameters: int
+    seeds: list[int]
+    score: list[float]
+    loss: list[float]
+
+
+def run_sweep(plan: Plan, name: str, kept: Path) -> tuple[list[Swept], list[Result]]:
+    """Run a sweep: a learning rate for each of its values, as for the methods themselves, and then the seeds."""
+    swept = plan.sweeps[name]
+
+    def value_of(job: Job) -> Any:
+        return job["base"] if swept.setting == "base" else job["settings"][swept.setting]
+
+    def of(job: Job) -> tuple[str, str]:
+        return variant(job["method"], value_of(job)), job["task"]
+
+    grid = {
+        variant(method, value): [factor * class_of(method).learning_rate for factor in plan.grid]
+        for method in swept.methods
+        for value in swept.values
+    }
+    jobs = plan.sweep_jobs(name, grid, [GRID_SEED])
+    chosen = choose(sweep.run(measure, jobs, kept, title=f"{name}, learning rates"), of)
+    rates = {what: [lr] for (what, _), lr in chosen.items()}
+    results = sweep.run(measure, plan.sweep_jobs(name, rates, range(plan.sweep_seeds)), kept, title=name)
+    gathered: dict[tuple[str, Any], list[Result]] = {}
+    for result in results:
+        gathered.setdefault((result.job["method"], value_of(result.job)), []).append(result)
+    metric, points = TASKS[SWEEP_TASK].metric, []
+    for (method, value), runs in gathered.items():
+        good = [r for r in runs if not r.error]
+        points.append(
+            Swept(
+                name,
+                method,
+                value,
+                runs[0].job["lr"],
+                good[0].values["trained"] if good else 0,
+                _base(runs[0].job["base"])[0].n_parameters,
+                [r.job["seed"] for r in good],
+                [r.values["scores"][metric] for r in good],
+                [r.values["scores"]["loss"] for r in good],
+            )
+        )
+    return points, results
 
 
 # ---------------------------------------------------------------------------------------------- pictures
@@ -492,12 +851,9 @@ def quality_picture(found: Sequence[Cell]) -> Figure:
                 color=colour(method),
                 arrowprops={"arrowstyle": "-", "color": colour(method), "linewidth": 0.4, "alpha": 0.6},
             )
-        front, best = [], -math.inf
-        for trained, mean, *_ in points:
-            if trained and mean > best:
-                best = mean
-                front.append((trained, mean))
-        axis.plot(*zip(*front, strict=True), color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        trained_ones = np.array([(trained, mean) for trained, mean, *_ in points if trained])  # by rising cost
+        front = trained_ones[pareto_front(trained_ones[:, 0], trained_ones[:, 1])]
+        axis.plot(front[:, 0], front[:, 1], color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         plotting.logarithmic(axis)
         axis.set_title(task)
         axis.set_xlabel("trained parameters")
@@ -510,21 +866,68 @@ def quality_picture(found: Sequence[Cell]) -> Figure:
 @plotting.style()
 def forgetting_picture(found: Sequence[Cell]) -> Figure:
     """What was learnt, on the scale from scratch (0) to full fine-tuning (1), against what was forgotten."""
-    figure, axis = plotting.new(height=4.6)
+    figure, axis = plotting.new(height=4.8)
     learnt = relative(found)
+    ends = []
     for method, value in learnt.items():
-        lost = [statistics.mean(c.forgetting) for c in found if c.method == method and c.forgetting]
-        if method == SCRATCH:
+        if method == SCRATCH:  # starts with nothing to forget
             continue
-        axis.scatter(statistics.mean(lost), value, color=colour(method), s=40, zorder=3)
-        axis.annotate(
-            method, (statistics.mean(lost), value), (5, 4), textcoords="offset points", fontsize=9, color=colour(method)
-        )
+        lost = statistics.mean(f for c in found if c.method == method for f in c.forgetting)
+        axis.scatter(lost, value, color=colour(method), s=40, zorder=3)
+        ends.append((lost, value, method))
     axis.axvline(0, color=plotting.GREY, linewidth=1)
     axis.axhline(1, color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    axis.margins(y=0.08)
+    name_at_the_side(axis, ends)
     axis.set_xlabel("forgotten: rise of the base's own held-out loss (nats a token)")
     axis.set_ylabel("learnt: 0 from scratch, 1 full fine-tuning")
     axis.set_title("Learnt against forgotten, mean over the tasks")
+    return figure
+
+
+def name_at_the_side(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names of points (x, y, method) in a column right of the axes, where none covers another, with a line to each."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high)
+    upwards = sorted(points, key=lambda point: point[1])
+    places = plotting.spaced([(y - low) / (high - low) for _, y, _ in upwards], 0.055)
+    for (x, y, method), place in zip(upwards, places, strict=True):
+        axis.annotate(
+            method,
+            (x, y),
+            (1.04, place),
+            textcoords="axes fraction",
+            fontsize=9,
+            va="center",
+            color=colour(method),
+            arrowprops={"arrowstyle": "-", "color": colour(method), "linewidth": 0.5, "alpha": 0.6},
+        )
+
+
+@plotting.style()
+def sweeps_picture(points: Sequence[Swept]) -> Figure:
+    """Test loss over the values of each sweep, a panel each, a dot a seed."""
+    names = list(dict.fromkeys(p.sweep for p in points))
+    columns = min(2, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, axes = plotting.new(rows, columns, height=3.2 * rows, squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        ends = []
+        for method in dict.fromkeys(p.method for p in points if p.sweep == name):
+            line = [p for p in points if p.sweep == name and p.method == method and p.loss]
+            x = [p.parameters if isinstance(p.value, str) else p.value for p in line]
+            means = [statistics.mean(p.loss) for p in line]
+            for place, p in zip(x, line, strict=True):
+                axis.scatter([place] * len(p.loss), p.loss, color=colour(method), s=14, alpha=0.5, linewidth=0)
+            axis.plot(x, means, color=colour(method), marker="o", markersize=4)
+            ends.append(plotting.End(x[-1], means[-1], method, colour(method)))
+        plotting.logarithmic(axis, 10 if name in ("scale", "density") else 2)
+        axis.set_title(name)
+        axis.set_xlabel(SWEEPS[name].title)
+        axis.set_ylabel("test loss (nats a token)")
+        plotting.label_ends(axis, ends)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
     return figure
 
 
@@ -591,6 +994,7 @@ def tradeoffs_picture(found: Sequence[Cell], costs_of: Mapping[str, dict[str, An
 
 # ---------------------------------------------------------------------------------------------- the lesson
 
+SWEEP_SEEDS = 3
 CORE_METHODS = ("full", "last_layer", "lora", "adapters", "bitfit", "prompt_tuning", SCRATCH)
 CORE_TASKS = ("sentiment-target", "translation")
 COST_TASK = "translation"
@@ -600,9 +1004,10 @@ def plan_of(run: Run) -> Plan:
     """What this run compares."""
     settings = run.settings
     if settings.quick:
-        return Plan((*METHODS, SCRATCH), CORE_TASKS, seeds=1, shrink=40, grid=(1.0,), base="base-xs")
+        smallest = {name: replace(s, values=s.values[:2]) for name, s in SWEEPS.items()}
+        return Plan((*METHODS, SCRATCH), CORE_TASKS, 1, shrink=40, grid=(1.0,), base="base-xs", sweeps=smallest)
     if settings.full:
-        return Plan((*METHODS, SCRATCH), tuple(TASKS), SEEDS)
+        return Plan((*METHODS, SCRATCH), tuple(TASKS), SEEDS, sweeps=SWEEPS, sweep_seeds=SWEEP_SEEDS)
     return Plan(CORE_METHODS, CORE_TASKS, seeds=1, shrink=2, grid=(1.0,), base="base-xs")
 
 
@@ -624,17 +1029,24 @@ def lesson(run: Run) -> None:
     chosen = choose(sweep.run(measure, plan.grid_jobs(), kept, title="choosing learning rates"))
     finals = sweep.run(measure, plan.final_jobs(chosen), kept, title="final runs")
     found = cells(finals, metric)
+    swept = [run_sweep(plan, name, kept) for name in plan.sweeps]
+    points = [point for part, _ in swept for point in part]
     paid = {r.job["method"]: r.values for r in sweep.run(costs, cost_jobs(plan), kept, workers=1, title="costs")}
     show(run, plan, found, paid)
-    files.write_atomic(run.directory / "runs.csv", tidy(finals).encode())
+    if points:
+        show_sweeps(run, points)
+    everything = [*finals, *(result for _, results in swept for result in results)]
+    files.write_atomic(run.directory / "runs.csv", tidy(everything).encode())
     run.results |= {
         "plan": asdict(plan),
         "tasks": {task: asdict(TASKS[task]) for task in plan.tasks},
         "learning_rates": {f"{method} on {task}": lr for (method, task), lr in chosen.items()},
         "cells": [asdict(c) for c in found],
+        "sweeps": [asdict(p) for p in points],
         "costs": paid,
         "relative": relative(found),
     }
+    files.write_atomic(run.directory / "comparison.md", readme_table(run.results).encode())
     for cell in found:
         if cell.score:
             run.report(f"{cell.task}/{cell.method}", cell.score, TASKS[cell.task].metric)
@@ -664,6 +1076,14 @@ def show(run: Run, plan: Plan, found: Sequence[Cell], paid: Mapping[str, dict[st
         rows.append([*row, f"{learnt[method]:.2f}" if method in learnt else "–"])
     headers = ["method", *(f"{task} ({TASKS[task].metric})" for task in plan.tasks), "0 scratch … 1 full"]
     run.say(table(rows, headers))
+    if plan.seeds > 1 and "full" in plan.methods:
+        rows = []
+        for method in plan.methods:
+            apart = against_full(found, method)
+            if method != "full" and len(apart) > 1:
+                mean, low, high = paired_interval(apart, dict.fromkeys(apart, 0.0))
+                rows.append([method, f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", str(len(apart))])
+        run.say("\n" + table(rows, ["score against full fine-tuning's", "mean over tasks", "95 % interval", "seeds"]))
 
     run.heading(f"What it costs ({COST_TASK}, batch of {TASKS[COST_TASK].batch_size})")
     rows = []
@@ -678,24 +1098,74 @@ def show(run: Run, plan: Plan, found: Sequence[Cell], paid: Mapping[str, dict[st
                 f"{cost['trained']:,}",
                 f"{cost['stored_bytes'] / 1e3:,.0f}",
                 f"{step['bytes'] / 1e6:.1f}",
+                f"{step['measured_peak'] / 1e6:.1f}",
                 f"{step['flops'] / 1e6:,.0f}",
                 f"{step['seconds'] * 1e3:.0f}",
                 f"{statistics.median(times):.1f}" if len(times) > len(reached) / 2 else "never",
                 f"{cost['latency_ms']:.2f}",
                 "–" if merged is None else f"{merged:.2f}",
+                f"{cost['mixed_latency_ms']:.2f}{'' if cost['one_batch'] else ' (2)'}",
                 f"{statistics.mean(forgotten):+.2f}" if forgotten else "–",
             ]
         )
     headers = [
-        "method", "trained", "stored (kB)", "memory (MB)", "Mflop a step", "ms a step", "s to target", "ms a token",
-        "merged", "forgotten (nats)",
+        "method", "trained", "stored (kB)", "memory (MB)", "peak (MB)", "Mflop a step", "ms a step", "s to target",
+        "ms a token", "merged", "8 rows of 2 tasks", "forgotten (nats)",
     ]  # fmt: skip
     run.say(table(rows, headers))
+    run.say(
+        "  memory: counted; peak: measured over the weights. 8 rows of 2 tasks: ms for one more token of all rows,\n"
+        "  (2) where each task takes a batch of its own."
+    )
     run.picture("quality", quality_picture(found))
     run.picture("memory", memory_picture(paid, COST_TASK))
     if learnt:
         run.picture("forgetting", forgetting_picture(found))
         run.picture("tradeoffs", tradeoffs_picture(found, paid))
+
+
+def show_sweeps(run: Run, points: Sequence[Swept]) -> None:
+    """Tables and a picture of what one setting does."""
+    run.heading(f"One setting at a time, on {SWEEP_TASK}")
+    for name in dict.fromkeys(p.sweep for p in points):
+        rows = [
+            [f"{p.method}, {p.value}", f"{p.trained:,}", f"{p.lr:g}", spread(p.loss, 3), spread(p.score, 3)]
+            if p.score
+            else [f"{p.method}, {p.value}", f"{p.trained:,}", f"{p.lr:g}", "diverged", ""]
+            for p in points
+            if p.sweep == name
+        ]
+        headers = [SWEEPS[name].title, "trained", "learning rate", "test loss", TASKS[SWEEP_TASK].metric]
+        run.say(table(rows, headers) + "\n")
+    run.picture("sweeps", sweeps_picture(points))
+
+
+def readme_table(results: Mapping[str, Any]) -> str:
+    """The comparison as a Markdown table, from a record's ``results``: what each method costs and reaches.
+
+    Parameters
+    ----------
+    results : dict
+        With ``plan``, ``cells``, ``costs`` and ``relative``.
+    """
+    plan, learnt, paid = results["plan"], results["relative"], results["costs"]
+    by_cell = {(c["method"], c["task"]): c for c in results["cells"]}
+    headers = ["method", "trained", "step memory (MB)", "ms a token, merged", "forgotten (nats)"]
+    headers += [f"{task} ({TASKS[task].metric})" for task in plan["tasks"]]
+    rows = []
+    for method in sorted((*plan["methods"], *PROMPTING), key=lambda m: -learnt.get(m, -math.inf)):
+        cost = paid.get(method)
+        lost = [f for task in plan["tasks"] for f in by_cell[method, task]["forgetting"]]
+        row = [method, *["–"] * 3]
+        if cost:
+            token = cost["merged_latency_ms"] or cost["latency_ms"]
+            row = [method, f"{cost['trained']:,}", f"{cost['step']['bytes'] / 1e6:.1f}", f"{token:.2f}"]
+        row.append(f"{statistics.mean(lost):+.2f}" if cost and lost else "–")
+        row += [
+            spread(c["score"], 3) if c["score"] else "diverged" for c in (by_cell[method, t] for t in plan["tasks"])
+        ]
+        rows.append(row)
+    return markdown(rows, headers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

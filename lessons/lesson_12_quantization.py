@@ -268,7 +268,20 @@ def double_quantize(absmax: Array, codebook: Array) -> tuple[Array, Array, Array
 
 
 def double_dequantize(codes: Array, scales: Array, offset: Array, codebook: Array) -> Array:
-    """The scales again, (m,), in the codebook's type; arguments as `double_quantize` gives them."""
+    """The scales again: each code's level times its block's second-level scale, plus the mean.
+
+    Parameters
+    ----------
+    codes : (m,) uint8
+    scales : (⌈m/256⌉,) float32
+    offset : (1,) float32
+    codebook : (k,)
+        Its type is the result's.
+
+    Returns
+    -------
+    absmax : (m,)
+    """
     ### BEGIN SOLUTION
     return dequantize_blocks(codes, scales, codebook, SCALES_BLOCK) + offset
     ### END SOLUTION

@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -53,6 +57,60 @@ def test_no_worker_is_left_behind(tmp_path: Path, fails: str | None) -> None:
         do(tmp_path, jobs(tmp_path, 1, 2, fails=fails))
     left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
     assert not [line for line in left if "LokyProcess" in " ".join(line)]
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+from lessons.common import sweep
+from waiting import wait
+
+if __name__ == "__main__":
+    try:
+        sweep.run(wait, [{"log": sys.argv[1], "x": x} for x in range(8)], sys.argv[2], workers=2, progress=False)
+    except KeyboardInterrupt:
+        print("interrupted")
+        sys.exit(130)
+"""
+WAITING = """
+import time
+from pathlib import Path
+
+def wait(job):
+    Path(job["log"]).touch()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, a terminal's Ctrl-C cannot be sent to a group alone")
+def test_ctrl_c_in_the_terminal_ends_all_without_a_word_from_the_workers(tmp_path: Path) -> None:
+    shared = Path("/dev/shm")
+    before = set(shared.iterdir()) if shared.is_dir() else set()
+    log, results = tmp_path / "log", tmp_path / "results"
+    (tmp_path / "waiting.py").write_text(WAITING)
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(log), str(results)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not log.exists():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        told, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert told == "interrupted\n"
+    assert process.returncode == 130
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    assert not [path for path in (set(shared.iterdir()) - before if before else ()) if str(process.pid) in path.name]
+    assert not list(results.iterdir())
 
 
 def test_each_worker_has_one_thread(tmp_path: Path) -> None:

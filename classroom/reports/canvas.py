@@ -1,0 +1,98 @@
+"""Canvas: marks into one column of the gradebook that a teacher exported, for its import page.
+
+Canvas makes a new assignment of a column that it does not know, so the column must be there already: the assignment
+exists in Canvas, without marks. Every other byte of the file stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from classroom.reports.class_table import Row
+from classroom.reports.clean import clean_line
+from classroom.reports.sheet import Sheet, number
+from classroom.roster import same
+from minigpt.errors import InputError
+
+_NOT_MARKS = (*(f"{a} {b}" for a in ("current", "final") for b in ("score", "points", "grade")), "override")
+
+
+def fill_canvas(sheet: Sheet, column: str, rows: Sequence[Row]) -> list[str]:
+    """Set the marks of all students that have some.
+
+    Parameters
+    ----------
+    sheet : Sheet
+        Changed in place: cells of one column.
+    column : str
+        Title of the assignment, with or without its number in brackets.
+    rows : sequence of Row
+
+    Returns
+    -------
+    notes : list of str
+        Whom the sheet does not have, whose marks Canvas will not take, and what else a teacher should know.
+
+    Raises
+    ------
+    InputError
+        If this is no gradebook of Canvas, or `column` is none or several of its columns.
+    """
+    if not sheet.rows or len(sheet.rows[0]) < 4:
+        raise InputError("This is no gradebook exported from Canvas: its header needs Student, ID and Section.")
+    header = [same(cell) for cell in sheet.rows[0]]
+    if not ("student" in header[0] and "id" in header and any("section" in cell for cell in header)):
+        raise InputError("This is no gradebook exported from Canvas: its header needs Student, ID and Section.")
+    last = max(i for i, cell in enumerate(header) if "section" in cell)
+    titles = [i for i in range(last + 1, len(header)) if not any(name in header[i] for name in _NOT_MARKS)]
+    hits = [i for i in titles if header[i] == same(column)] or [
+        i for i in titles if header[i].rpartition(" (")[0] == same(column)
+    ]
+    if len(hits) != 1:
+        choices = ", ".join(repr(clean_line(sheet.rows[0][i])) for i in titles) or "none"
+        raise InputError(f"{clean_line(column)!r} is not one column of the gradebook; assignments in it: {choices}.")
+    target, notes = hits[0], []
+
+    whole = [i for i, row in enumerate(sheet.rows) if i and len(row) > target]
+    heads = [i for i in whole if same(sheet.rows[i][0]).startswith("points possible")]
+    lines = [i for i in whole if i not in heads]
+    for cells in (sheet.rows[i] for i in heads):
+        if "read only" in same(cells[target]):
+            raise InputError(f"Canvas does not take marks for {clean_line(column)!r}: the column is read only.")
+        most = next((r.report["max"] for r in rows if r.report is not None), None)
+        if most is not None and cells[target].strip() not in ("", number(most), f"{most:.2f}", f"{most:.1f}"):
+            notes.append(f"Canvas has {clean_line(cells[target])} points possible, the lesson {number(most)}")
+
+    def column_of(name: str) -> list[str]:
+        return [same(sheet.rows[i][header.index(name)]) if name in header else "" for i in lines]
+
+    columns = [
+        (column_of("id"), lambda s: [s.canvas_id]),
+        (column_of("sis user id"), lambda s: [s.id]),
+        (column_of("sis login id"), lambda s: [s.id, s.email]),
+        (column_of("student"), lambda s: [s.name, _last_first(s.name)]),
+    ]
+    for row in rows:
+        total = row.total
+        if total is None:
+            continue
+        hit: list[int] = []
+        for values, keys in columns:
+            wanted = {same(key) for key in keys(row.student)} - {""}
+            hit = [line for line, cell in zip(lines, values, strict=True) if cell in wanted]
+            if hit:
+                break
+        who = clean_line(row.student.id, 80)
+        if len(hit) != 1:
+            found = "more than once" if hit else "not"
+            notes.append(f"{who}: {found} in the Canvas gradebook; marks {number(total)}")
+        elif same(sheet.rows[hit[0]][target]) == "ex":
+            notes.append(f"{who}: excused in Canvas, left so; marks {number(total)}")
+        else:
+            sheet.set(hit[0], target, number(total))
+    return notes
+
+
+def _last_first(name: str) -> str:
+    first, _, last = name.rpartition(" ")
+    return f"{last}, {first}" if first and "," not in name else name

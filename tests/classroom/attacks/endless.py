@@ -1,0 +1,6 @@
+"""A loop without an end."""
+
+
+def attack(*args):
+    while True:
+        pass
