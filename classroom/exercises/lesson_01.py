@@ -690,7 +690,7 @@ def layernorm_input_cases(rng: np.random.Generator) -> list[Case]:
         for name, (x, eps) in inputs.items()
     }
     x, eps = inputs["batch of sequences"]
-    some = rng.normal(size=x.shape[-1])
+    some: np.ndarray = rng.normal(size=x.shape[-1:])
     some[rng.permutation(some.size)[:2]] = 0.0
     args["scales of zero"] = {"dy": rng.normal(size=x.shape), "weight": some, "cache": layernorm_cache(x, eps)}
     level = rng.normal(size=(*x.shape[:-1], 1)) + rng.normal(size=x.shape) * 1e-2
@@ -1470,7 +1470,7 @@ def adamw_cases(rng: np.random.Generator) -> list[Case]:
         return float(rng.uniform(0.01, 0.1))
 
     later = int(rng.integers(3, 9))
-    decay = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": float(rng.uniform(0.1, 0.5))}
+    decay: dict[str, Any] = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": float(rng.uniform(0.1, 0.5))}
     still = args(1, rate())
     still["grad"][:2] = 0.0
     idle = args(later, rate(), **decay)

@@ -200,3 +200,10 @@ def test_the_call_is_shown_with_its_shapes() -> None:
     case = replace(AFFINE.cases[0], args={"x": np.ones((2, 3), "f"), "eps": 1e-5, "ids": [1] * 99, "out": None})
     shown = grading._call(AFFINE, case)
     assert shown == "affine(x (2, 3) float32, eps=1e-05, ids=a list of 99, out=None)"
+
+
+def test_a_report_that_lost_a_case_is_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = grading._entry
+    monkeypatch.setattr(grading, "_entry", lambda e, *rest: (made := entry(e, *rest)) | {"cases": made["cases"][1:]})
+    with pytest.raises(GraderFault, match="every planned case exactly once"):
+        toy.grade(tmp_path, toy.RIGHT)
