@@ -702,7 +702,7 @@ def curves(trained: Trained) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-1``; gives the exit code."""
-    return runner.main(1, __doc__, lesson, argv)
+    return runner.main(1, __doc__, lesson, argv, takes=runner.TEXT)
 
 
 if __name__ == "__main__":

@@ -613,7 +613,7 @@ def report(run: Run, results: Mapping[str, Result], before: Mapping[str, float])
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-2``; gives the exit code."""
-    return runner.main(2, __doc__, lesson, argv)
+    return runner.main(2, __doc__, lesson, argv, takes=runner.TEXT)
 
 
 if __name__ == "__main__":

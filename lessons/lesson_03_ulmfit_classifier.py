@@ -39,10 +39,10 @@ from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
 from lessons.common.measure import step_cost
 from lessons.common.method import Method, Tuned, assign, register
-from lessons.common.runner import Run
+from lessons.common.runner import Run, Settings
 from lessons.common.table import spread, table
 from lessons.common.tasks import LabelTask, load_task, own_task, require_labels
-from lessons.lesson_02_ulmfit_target import SCHEDULES, Variant, layer_groups, rate_groups
+from lessons.lesson_02_ulmfit_target import SCHEDULES, Variant, layer_groups, rate_groups, rate_map
 from minigpt import GPT, GPTConfig, Tokenizer, bases
 from minigpt.corpora import as_text
 from minigpt.errors import InputError
@@ -516,7 +516,7 @@ QUICK = Sizes(
     budget=Budget(steps=8, batch_size=4, grid=(3e-3, 1e-3), test=20, workers=1),
     language=Plan("base-xs", 0, (2,), (1e-2,), batch_size=2, block_size=32, windows=4, workers=1),
 )
-FROM_SCRATCH, FROM_BASE, FROM_ADAPTED = "from scratch", "from the base", "from the base, after the texts"
+STARTS = FROM_SCRATCH, FROM_BASE, FROM_ADAPTED = "from scratch", "from the base", "from the base, after the texts"
 
 
 # ---------------------------------------------------------------------------------------------- the lesson
@@ -526,7 +526,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-3` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    sizes = QUICK if settings.quick else FULL if settings.full else CORE
+    sizes = sizes_for(settings)
     base, tokenizer = bases.load(sizes.language.base, backend=run.backend)
     tables: dict[str, dict[str, Outcome]] = {}
     curves: dict[str, dict[str, dict[int, Outcome]]] = {}
@@ -541,16 +541,7 @@ def lesson(run: Run) -> None:
         tables[name] = measure_rows(ways, base, task, n, sizes.budget, settings.seed, name)
         show_table(run, tables[name], n, sizes.budget)
         if number == 0 or settings.full:
-            adapted = adapt(run, task, base, tokenizer, sizes.language)
-            starts = {
-                FROM_SCRATCH: (SCRATCH, base),
-                FROM_BASE: (AT_ONCE_TUNED, base),
-                FROM_ADAPTED: (AT_ONCE_TUNED, adapted),
-            }
-            rated = {start: (way, model, tables[name][way.name].lr) for start, (way, model) in starts.items()}
-            known = {(start, n): tables[name][starts[start][0].name] for start in (FROM_SCRATCH, FROM_BASE)}
-            curves[name] = measure_curves(rated, task, sizes.low_shot, sizes.budget, settings.seed, name, known)
-            show_curves(run, curves[name])
+            curves[name] = try_starts(run, name, task, base, tokenizer, sizes, tables[name])
     run.picture("table", table_picture(tables, ULMFIT.name))
     run.picture("labels", curve_picture(curves, chance))
     report(run, tables, chance)
@@ -563,6 +554,90 @@ def lesson(run: Run) -> None:
             for name, starts in curves.items()
         },
     }
+
+
+def sizes_for(settings: Settings) -> Sizes:
+    """How large everything is."""
+    return QUICK if settings.quick else FULL if settings.full else CORE
+
+
+def try_starts(
+    run: Run,
+    name: str,
+    task: LabelTask,
+    base: GPT,
+    tokenizer: Tokenizer,
+    sizes: Sizes,
+    found: Mapping[str, Outcome],
+) -> dict[str, dict[int, Outcome]]:
+    """Accuracy by number of labels from the base, from the base after lesson 2, and from scratch.
+
+    Parameters
+    ----------
+    found : dict of str to Outcome
+        The task's table: its learning rates are taken, and its outcomes are not measured again.
+    """
+    n = min(sizes.labels, len(task.data.train))
+    adapted = adapt(run, task, base, tokenizer, sizes.language)
+    starts = {
+        FROM_SCRATCH: (SCRATCH, base),
+        FROM_BASE: (AT_ONCE_TUNED, base),
+        FROM_ADAPTED: (AT_ONCE_TUNED, adapted),
+    }
+    rated = {start: (way, model, found[way.name].lr) for start, (way, model) in starts.items()}
+    known = {(start, n): found[starts[start][0].name] for start in (FROM_SCRATCH, FROM_BASE)}
+    curves = measure_curves(rated, task, sizes.low_shot, sizes.budget, run.settings.seed, name, known)
+    show_curves(run, curves)
+    return curves
+
+
+def recorded(
+    results: Mapping[str, Any],
+) -> tuple[dict[str, dict[str, Outcome]], dict[str, dict[str, dict[int, Outcome]]]]:
+    """A record's `results` as the pictures take them.
+
+    Returns
+    -------
+    tables : task → way → outcome
+        In the order of the lesson.
+    curves : task → start → number of labels → outcome
+    """
+    tables, curves = {}, {}
+    for number, task in enumerate(name for name in results["sizes"]["tasks"] if name in results["tables"]):
+        found, starts = results["tables"][task], results["labels"][task]
+        tables[task] = {way.name: Outcome(**found[way.name]) for way in ways_for(number == 0, full=True)}
+        curves[task] = {
+            start: {n: Outcome(**starts[start][str(n)]) for n in sorted(map(int, starts[start]))} for start in STARTS
+        }
+    return tables, curves
+
+
+def phase_rates(way: Way, n_groups: int, steps: int) -> np.ndarray:
+    """What a way makes of a learning rate of 1: every layer group's at every step.
+
+    Parameters
+    ----------
+    way : Way
+    n_groups : int
+        The head included.
+    steps : int
+
+    Returns
+    -------
+    rates : (n_groups, steps)
+        0 where a group is frozen.
+    """
+    method = way.method(2)
+    phases = phase_scales(method.unfreezing, n_groups, method.scalar)
+    lengths = phase_steps(steps, len(phases), method.thawing)
+    return np.concatenate(
+        [
+            np.array(scales)[:, None] * rate_map(n_groups, length, 1.0, method.schedule, method.factor)
+            for scales, length in zip(phases, lengths, strict=True)
+            if length
+        ],
+        axis=1,
+    )
 
 
 def ways_for(first: bool, full: bool) -> tuple[Way, ...]:
@@ -669,7 +744,7 @@ def report(run: Run, tables: Mapping[str, Mapping[str, Outcome]], chance: Mappin
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-3``; gives the exit code."""
-    return runner.main(3, __doc__, lesson, argv)
+    return runner.main(3, __doc__, lesson, argv, takes=runner.LABELLED)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from lessons.common.instruction import (
     show_tasks,
     show_unseen,
 )
-from lessons.common.runner import Run
+from lessons.common.runner import Run, Settings
 from lessons.common.scenarios import OTHER, few_shot, measure, written_scores
 from lessons.common.table import spread, table
 from lessons.common.tasks import PairTask, load_task, own_task, require_pairs
@@ -507,6 +507,13 @@ QUICK = Plan(
     texts=("tinyworld",),
     workers=1,
 )
+
+
+def plan_for(settings: Settings) -> Plan:
+    """The sizes of a run."""
+    return QUICK if settings.quick else FULL if settings.full and settings.standard else CORE
+
+
 BESIDE_OWN = ("rewriting", "addition")
 """Tasks beside the user's own: a mixture and forgetting need others."""
 SEEDS = 3
@@ -557,6 +564,11 @@ class Experiment:
     backend : Backend
     own : str, optional
         The user's own file, in the place of the plan's first task.
+
+    Attributes
+    ----------
+    models : dict of str to GPT
+        Of the seed that was measured last: the base, the mixture's, and those of single tasks by their label.
     """
 
     def __init__(self, plan: Plan, backend: Backend, own: str | None = None) -> None:
@@ -568,6 +580,7 @@ class Experiment:
         self.texts = {name: self.text(name) for name in plan.texts}
         self.few_shot = [few_shot(task, plan.shots, self.base.config.n_positions) for task in self.tasks]
         self.unseen = [self.load(name) for name in (() if own else plan.unseen)]
+        self.models: dict[str, GPT] = {}
 
     def load(self, name: str) -> PairTask:
         """A task with as many records as the plan has."""
@@ -666,7 +679,7 @@ class Experiment:
         }
         after = [self.row(model) for model in later]
         read = forgetting(np.array(ready["mixture"]), np.array(after))
-        named = {"base": base, "mixture": mixture, "mixture, last layer": last} | dict(
+        named = self.models = {"base": base, "mixture": mixture, "mixture, last layer": last} | dict(
             zip(self.labels, singles, strict=True)
         )
         measured = Measured(
@@ -700,15 +713,14 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-4` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    plan = QUICK if settings.quick else FULL if settings.full and settings.standard else CORE
+    plan = plan_for(settings)
     experiment = Experiment(plan, run.backend, settings.data)
     if settings.data:
         run.say(f"\n  {own_task(settings.data, experiment.tokenizer).describe()}")
     show_tasks(run, experiment.labels, experiment.tasks)
 
     seeds = range(settings.seed, settings.seed + (SEEDS if settings.full else 1))
-    with tqdm(total=len(seeds) * experiment.n_trainings, dynamic_ncols=True) as bar:
-        results = [experiment.measure(seed, bar) for seed in seeds]
+    results = measure_all(experiment, seeds)
     show_scores(run, experiment.labels, results)
     show_unseen(run, results)
     show_curve(run, experiment.labels, results)
@@ -719,6 +731,12 @@ def lesson(run: Run) -> None:
     report(run, results)
     run.results |= {"plan": asdict(plan), "tasks": list(experiment.labels), "runs": [asdict(r) for r in results]}
     run.results["data"] = [task.data.record() for task in experiment.tasks]
+
+
+def measure_all(experiment: Experiment, seeds: Sequence[int]) -> list[Measured]:
+    """All models of every seed, on everything."""
+    with tqdm(total=len(seeds) * experiment.n_trainings, dynamic_ncols=True) as bar:
+        return [experiment.measure(seed, bar) for seed in seeds]
 
 
 def ablate(run: Run, experiment: Experiment, seeds: Sequence[int]) -> None:
@@ -776,7 +794,7 @@ def report(run: Run, results: Sequence[Measured]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-4``; gives the exit code."""
-    return runner.main(4, __doc__, lesson, argv)
+    return runner.main(4, __doc__, lesson, argv, takes=runner.PAIRS)
 
 
 if __name__ == "__main__":

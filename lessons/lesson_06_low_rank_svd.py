@@ -28,7 +28,7 @@ from lessons.common.gradcheck import Check
 from lessons.common.low_rank import MATRICES, Material, input_grams, matrices, train_on, with_matrices
 from lessons.common.measure import count_products
 from lessons.common.method import require_plain
-from lessons.common.runner import Run
+from lessons.common.runner import Run, Settings
 from lessons.common.table import spread, table
 from minigpt import GPT, RunError, Tokenizer, bases
 from minigpt.context import Context
@@ -898,7 +898,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-6` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    sizes = QUICK if settings.quick else CORE
+    sizes = sizes_for(settings)
     base, tokenizer = bases.load(sizes.base, backend=run.backend)
     seeds = range(settings.seed, settings.seed + (SEEDS if settings.full else 1))
     run.results["sizes"] = asdict(sizes)
@@ -911,7 +911,23 @@ def lesson(run: Run) -> None:
     truncated = show_truncation(run, base, tokenizer, sizes, seeds)
     if settings.full:
         show_ablations(run, tokenizer, sizes)
+    report(run, sizes, rivals, cosine, updates, truncated)
 
+
+def sizes_for(settings: Settings) -> Sizes:
+    """How large everything is."""
+    return QUICK if settings.quick else CORE
+
+
+def report(
+    run: Run,
+    sizes: Sizes,
+    rivals: Mapping[str, Mapping[str, Any]],
+    cosine: float,
+    updates: Sequence[Updates],
+    truncated: Sequence[Sequence[Truncated]],
+) -> None:
+    """The figures, each with the band where it is expected; arguments as the steps of the lesson give them."""
     r, at = sizes.rank, sizes.healed
     chosen = [next(t for share, t in zip(sizes.shares, runs, strict=True) if share == at) for runs in truncated]
     text_losses = run.results["text_loss"]
@@ -1085,7 +1101,7 @@ def show_ablations(run: Run, tokenizer: Tokenizer, sizes: Sizes) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-6``; gives the exit code."""
-    return runner.main(6, __doc__, lesson, argv)
+    return runner.main(6, __doc__, lesson, argv, takes=runner.TEXT_OR_PAIRS)
 
 
 if __name__ == "__main__":

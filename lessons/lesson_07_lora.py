@@ -1321,7 +1321,7 @@ def show_together(run: Run, base: GPT, tokenizer: Tokenizer, task: PairTask, fir
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-7``; gives the exit code."""
-    return runner.main(7, __doc__, lesson, argv)
+    return runner.main(7, __doc__, lesson, argv, takes=runner.TASK)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -880,7 +880,7 @@ def lesson(run: Run) -> None:
     run.say("\n  every gradient agrees with central differences")
 
     settings = run.settings
-    plan = study.QUICK if settings.quick else study.FULL if settings.full else study.CORE
+    plan = study.plan_for(settings)
     backend = run.backend.name
     base, tokenizer = bases.load(plan.base, backend=backend)
     names = plan.tasks if settings.data is None else (settings.data,)
@@ -890,32 +890,14 @@ def lesson(run: Run) -> None:
     study.show_costs(run, base, tasks[0], plan)
 
     run.heading("Training")
-    L = base.config.n_layer
-    todo = [
-        (name, variant)
-        for i, (name, task) in enumerate(zip(names, tasks, strict=True))
-        for variant in study.variants(plan, task.n_labels is not None, L, i == 0)
-    ]
+    todo = study.everything(plan, dict(zip(names, tasks, strict=True)), base.config.n_layer)
     seeds = range(settings.seed, settings.seed + plan.seeds)
     b = plan.budget
     run.say(f"  {plan.base}, {len(todo) * len(seeds)} runs of {b.steps} steps, {b.batch_size} texts each")
     results = study.try_all(plan, todo, seeds, backend)
     study.show_quality(run, results, base, plan)
     study.show_choices(run, names[0], results[names[0]], base, plan)
-
-    largest = plan.sizes[-1]
-    for name, outcomes in results.items():
-        short, metric = "own" if settings.data else name.replace("-", "_"), study.metric_of(outcomes)
-        found = outcomes["methods"] | {"adapters": outcomes["sizes"][f"{plan.placements[0]} m={largest}"]}
-        for label, outcome in found.items():
-            run.report(
-                f"{short}_{metric}_{label.split(' ')[0]}", outcome[metric], "share" if metric == "accuracy" else "nats"
-            )
-    init = results[names[0]]["init"]
-    near, far = (init[f"{std:g}"].loss for std in (1e-3, plan.init_stds[-1]))
-    dearer = [f - n for n, f in zip(near, far, strict=True) if math.isfinite(f - n)]
-    if dearer:
-        run.report("loss_of_a_large_start", dearer, "nats more")
+    report(run, results, plan)
     run.results |= {
         "outcomes": {
             name: {kind: {label: o.as_record() for label, o in found.items()} for kind, found in outcomes.items()}
@@ -926,9 +908,26 @@ def lesson(run: Run) -> None:
     }
 
 
+def report(run: Run, results: Mapping[str, study.Outcomes], plan: study.Plan) -> None:
+    """The figures."""
+    largest = plan.sizes[-1]
+    for name, outcomes in results.items():
+        short, metric = "own" if run.settings.data else name.replace("-", "_"), study.metric_of(outcomes)
+        found = outcomes["methods"] | {"adapters": outcomes["sizes"][f"{plan.placements[0]} m={largest}"]}
+        for label, outcome in found.items():
+            run.report(
+                f"{short}_{metric}_{label.split(' ')[0]}", outcome[metric], "share" if metric == "accuracy" else "nats"
+            )
+    init = next(iter(results.values()))["init"]
+    near, far = (init[f"{std:g}"].loss for std in (1e-3, plan.init_stds[-1]))
+    dearer = [f - n for n, f in zip(near, far, strict=True) if math.isfinite(f - n)]
+    if dearer:
+        run.report("loss_of_a_large_start", dearer, "nats more")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-8``; gives the exit code."""
-    return runner.main(8, __doc__, lesson, argv)
+    return runner.main(8, __doc__, lesson, argv, takes=runner.TASK)
 
 
 if __name__ == "__main__":

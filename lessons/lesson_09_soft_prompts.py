@@ -919,7 +919,7 @@ def show_vote(study: Study) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-9``; gives the exit code."""
-    return runner.main(9, __doc__, lesson, argv)
+    return runner.main(9, __doc__, lesson, argv, takes=runner.TASK)
 
 
 if __name__ == "__main__":

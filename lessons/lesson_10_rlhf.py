@@ -899,17 +899,21 @@ The loss is a function of log-probabilities, scores and values; heads and trunk 
 """
 
 
-def derive(run: Run) -> list[Check]:
-    """Show and check the mathematics, then every objective through a whole tiny model."""
+def whole_models(backend: Backend) -> list[Derivation]:
+    """Every objective through a whole tiny model."""
 
     def check(name: str) -> Callable[[Backend], list[Check]]:
         return lambda backend: check_objective(*tiny_cases(backend)[name])
 
-    whole = [
+    return [
         Derivation(f"{name}, every parameter of a small model moved", WHOLE, (type(objective).forward,), check(name))
-        for name, (_, objective, _) in tiny_cases(run.backend).items()
+        for name, (_, objective, _) in tiny_cases(backend).items()
     ]
-    return derivation.derive(run, [*DERIVATIONS, *whole])
+
+
+def derive(run: Run) -> list[Check]:
+    """Show and check the mathematics, then every objective through a whole tiny model."""
+    return derivation.derive(run, [*DERIVATIONS, *whole_models(run.backend)])
 
 
 # ---------------------------------------------------------------------------------------------- the experiment
@@ -1009,7 +1013,7 @@ def lesson(run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-10``; gives the exit code."""
-    return runner.main(10, __doc__, lesson, argv)
+    return runner.main(10, __doc__, lesson, argv, takes=runner.PREFERENCES)
 
 
 if __name__ == "__main__":

@@ -1170,7 +1170,7 @@ def readme_table(results: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-11``; gives the exit code."""
-    return runner.main(11, __doc__, lesson, argv)
+    return runner.main(11, __doc__, lesson, argv, takes=runner.NOTHING)
 
 
 if __name__ == "__main__":

@@ -884,7 +884,7 @@ def show_memory(run: Run, base: GPT, task: Task) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-12``; gives the exit code."""
-    return runner.main(12, __doc__, lesson, argv)
+    return runner.main(12, __doc__, lesson, argv, takes=runner.TASK)
 
 
 if __name__ == "__main__":

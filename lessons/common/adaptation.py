@@ -372,7 +372,8 @@ def rate_picture(maps: Mapping[str, np.ndarray], groups: Sequence[str]) -> Figur
         panel.set_title(name)
     for panel in axes.flat[len(maps) :]:
         panel.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, location="right", shrink=0.9, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, location="right", shrink=0.9, pad=0.02, format="{x:g}")
+    bar.minorticks_off()
     bar.set_label("learning rate, share of the highest")
     bar.outline.set_visible(False)
     return figure
@@ -397,7 +398,7 @@ def movement_picture(moved: Mapping[str, Mapping[str, float]]) -> Figure:
         )
     axes.set_yticks(range(len(parts)), parts)
     axes.set_ylim(-0.5, len(parts) - 0.3)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
     axes.set_xlabel("moved by (% of the norm of the weights)")
     axes.set_title("How far each part went, from the bottom to the top")
     return figure

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -22,7 +24,7 @@ from lessons.common import plotting, sweep
 from lessons.common.measure import StepCost, step_cost
 from lessons.common.method import Method
 from lessons.common.plotting import End
-from lessons.common.runner import Run
+from lessons.common.runner import Run, Settings
 from lessons.common.sweep import Job, Result
 from lessons.common.table import spread, table
 from lessons.common.tasks import Task, load_task
@@ -101,6 +103,11 @@ QUICK = Plan(
 )
 
 
+def plan_for(settings: Settings) -> Plan:
+    """The sizes of a run."""
+    return QUICK if settings.quick else FULL if settings.full else CORE
+
+
 class HeadOnly(Method):
     """A classifier head on the frozen base: what every other method has to beat."""
 
@@ -160,6 +167,15 @@ def variants(plan: Plan, labelled: bool, n_layer: int, first: bool) -> list[Vari
         tried += [adapters("depth", f"{i}", plan.size, **bare, layers_to_transform=(i,)) for i in range(n_layer)]
         tried.append(adapters("depth", "all", plan.size, **bare))
     return tried
+
+
+def everything(plan: Plan, tasks: Mapping[str, Task], n_layer: int) -> list[tuple[str, Variant]]:
+    """All that is tried on all tasks, by the task's name."""
+    return [
+        (name, variant)
+        for i, (name, task) in enumerate(tasks.items())
+        for variant in variants(plan, task.n_labels is not None, n_layer, i == 0)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- runs
@@ -229,9 +245,23 @@ class Outcome:
         runs = [r.values or {"error": r.error} for r in self.results]
         return {"method": first["method"], "settings": first["settings"], "runs": runs}
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Outcome:
+        """What a record holds of it: everything but the jobs and their times."""
+        return cls.of([Result({}, {} if "error" in r else r, r.get("error", ""), math.nan) for r in record["runs"]])
+
 
 Outcomes = dict[str, dict[str, Outcome]]
 """Study → label of the variant → what it reached."""
+
+
+def from_record(outcomes: Mapping[str, Any]) -> dict[str, Outcomes]:
+    """What a record holds of a run's outcomes, by task."""
+    return {
+        task: {kind: {label: Outcome.from_record(o) for label, o in found.items()} for kind, found in of.items()}
+        for task, of in outcomes.items()
+    }
+
 
 METRICS = {"accuracy": "accuracy on the test split", "loss": "test loss (nats a token)"}
 """What a task is judged by, and what an axis says of it."""
@@ -424,14 +454,150 @@ def show_choices(run: Run, task: str, outcomes: Outcomes, base: GPT, plan: Plan)
     )
     run.picture("choices", choices_picture(outcomes, plan.sizes, home))
 
-    off = np.array([r.values["switched_off"] for r in depth["all"].results], dtype=float)  # (seeds, L, L)
-    gained = off - np.array(depth["all"].loss)[:, None, None]
+    gained = gained_by_switching_off(depth)
     run.picture("depth", depth_picture(gained.mean(0), depth))
     for i, word in ((0, "lowest"), (L - 1, "highest")):
         run.report(f"loss_without_the_{word}_adapters", gained[:, i, i].tolist(), "nats more")
 
 
+def gained_by_switching_off(depth: Mapping[str, Outcome]) -> np.ndarray:
+    """What the loss gains without the adapters of blocks first to last, (seeds, L, L)."""
+    off = np.array([r.values["switched_off"] for r in depth["all"].results], dtype=float)
+    return off - np.array(depth["all"].loss)[:, None, None]
+
+
 # ---------------------------------------------------------------------------------------------- pictures
+
+
+@plotting.style()
+def bottleneck_picture(d: int, m: int) -> Figure:
+    """An adapter drawn to scale, and where the four placements put it."""
+    grid = {"width_ratios": [1.5, 1, 1, 1, 1]}
+    figure, (shape, *places) = plotting.new(1, 5, height=4.6, gridspec_kw=grid)
+    levels = (
+        (0.0, d, "a", plotting.SKY),
+        (1.0, m, "gelu(aD + b)", plotting.VERMILLION),
+        (2.0, d, "f(a)", plotting.SKY),
+    )
+    for height, wide, name, colour in levels:
+        shape.add_patch(Rectangle((-wide / 2, height), wide, 0.18, facecolor=colour))
+        shape.text(-d / 2, height + 0.24, f"{name}: {wide}", ha="left", va="bottom", fontsize=9)
+    for (low, below, _, _), (high, above, _, _), matrix in zip(levels, levels[1:], ("D", "U"), strict=False):
+        corners = [(-below / 2, low + 0.18), (below / 2, low + 0.18), (above / 2, high), (-above / 2, high)]
+        shape.add_patch(Polygon(corners, facecolor="#EFEFEF", zorder=0))
+        shape.text(0, (low + high) / 2 + 0.09, matrix, ha="center", va="center", color=plotting.GREY, fontsize=12)
+    arrow = {"arrowstyle": "->", "color": plotting.GREY, "connectionstyle": "arc3,rad=0.35", "linewidth": 1.4}
+    shape.annotate("", (0.54 * d, 2.45), (0.54 * d, 0.05), arrowprops=arrow, annotation_clip=False)
+    shape.text(0, 2.62, "y = a + f(a)", ha="center", va="bottom")
+    shape.set_xlim(-0.55 * d, 0.85 * d)
+    shape.set_ylim(-0.25, 3.05)
+    shape.set_title(f"{2 * d * m + m + d:,} numbers")
+    for panel, placement in zip(places, PLACEMENTS, strict=True):
+        _placement(panel, placement)
+    for panel in (shape, *places):
+        panel.axis("off")
+    return figure
+
+
+def _placement(ax: Axes, placement: str) -> None:
+    parallel, both = placement.startswith("parallel"), placement in ("houlsby", "parallel")
+    ax.set_title(placement.replace("_", "\n"), fontsize=10)
+    ax.plot([0, 0], [-0.1, 6.3], color=plotting.GREY, linewidth=1.6)
+    for bottom, sublayer, has in ((0.2, "attention", both), (3.3, "MLP", True)):
+        into, out = bottom, bottom + 2.6
+        ax.plot([0, 1.1, 1.1, 0], [into, into, out, out], color=plotting.GREY, linewidth=1.2, zorder=1)
+        ax.text(0, out, "+", ha="center", va="center", fontsize=10, zorder=3,
+                bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": plotting.GREY})  # fmt: skip
+        boxes = [(1.1, bottom + 0.75, sublayer, "#DDDDDD", "black")]
+        if has and parallel:
+            ax.plot([1.1, 2.55, 2.55, 1.1], [into + 0.3, into + 0.3, out - 0.3, out - 0.3], color=plotting.GREY,
+                    linewidth=1.2, zorder=1)  # fmt: skip
+            boxes.append((2.55, bottom + 1.3, "adapter", plotting.VERMILLION, "white"))
+        elif has:
+            boxes.append((1.1, bottom + 1.85, "adapter", plotting.VERMILLION, "white"))
+        for x, y, name, colour, ink in boxes:
+            turned = 90 if parallel and has else 0
+            wide, tall = (0.62, 1.5) if turned else (1.9, 0.62)
+            y = bottom + 1.3 if turned else y
+            ax.add_patch(Rectangle((x - wide / 2, y - tall / 2), wide, tall, facecolor=colour, zorder=2))
+            ax.text(x, y, name, rotation=turned, ha="center", va="center", fontsize=8, color=ink, zorder=3)
+    ax.set_xlim(-0.35, 3.0)
+    ax.set_ylim(-0.3, 6.6)
+
+
+@plotting.style()
+def start_picture(stds: Sequence[float], added: Sequence[float], losses: Sequence[float], base_loss: float) -> Figure:
+    """How far from the base a model with fresh adapters is, over the initial standard deviation.
+
+    Parameters
+    ----------
+    stds : sequence of float
+    added : sequence of float
+        Length of what an adapter adds, as a share of its input's.
+    losses : sequence of float
+        Of the model before the first step.
+    base_loss : float
+    """
+    figure, (left, right) = plotting.new(1, 2, height=3.6)
+    left.plot(stds, added, color=plotting.BLUE, marker="o", markersize=4)
+    left.set_yscale("log")
+    left.set_ylabel("length of f(x) / length of x")
+    left.set_title("What one adapter adds")
+    right.plot(stds, losses, color=plotting.VERMILLION, marker="o", markersize=4)
+    right.axhline(base_loss, color=plotting.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+    right.text(stds[0], base_loss, "the base", color=plotting.GREY, va="bottom")
+    right.set_ylabel("loss before the first step (nats)")
+    right.set_title("Where training begins")
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.set_xlabel("initial σ of both matrices")
+    return figure
+
+
+@plotting.style()
+def costs_picture(costs: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Memory of a training step as stacked bars, and the time of one more generated token.
+
+    Parameters
+    ----------
+    costs : dict
+        Method → ``"step"`` (a `StepCost`'s record), ``"token_seconds"``, ``"state"``.
+    """
+    figure, (memory, time_) = plotting.new(
+        1, 2, height=1.3 + 0.36 * len(costs), sharey=True, gridspec_kw={"width_ratios": [1.9, 1]}
+    )
+    parts = (
+        ("weights", "#BFBFBF"), ("gradients", plotting.VERMILLION), ("optimizer", plotting.GREEN),
+        ("activations", plotting.SKY),
+    )  # fmt: skip
+    for row, cost in enumerate(costs.values()):
+        start = 0.0
+        for part, colour in parts:
+            size = cost["step"][part] / 1e6
+            memory.barh(row, size, left=start, color=colour, height=0.7)
+            start += size
+        memory.text(start, row, f" {start:.1f}", va="center", fontsize=9)
+        merged = cost["state"] == "merged"
+        colour = plotting.BLUE if merged else plotting.VERMILLION
+        time_.scatter([1e6 * cost["token_seconds"]], [row], color=colour, s=40, linewidth=0, zorder=3)
+    memory.set_yticks(range(len(costs)), list(costs))
+    memory.set_ylim(len(costs) - 0.4, -0.6)
+    memory.set_xlim(right=1.12 * memory.get_xlim()[1])
+    memory.set_xlabel("memory of a training step (MB)")
+    time_.set_xlim(left=0)
+    time_.set_xlabel("time of one more token (µs)")
+    time_.set_title("Token")
+    memory.set_title("Step")
+    for ax in (memory, time_):
+        ax.grid(axis="y", visible=False)
+    handles = [Patch(color=colour, label=part) for part, colour in parts]
+    handles += [
+        Line2D([], [], color=colour, marker="o", linestyle="", label=name)
+        for colour, name in ((plotting.BLUE, "merged"), (plotting.VERMILLION, "adapters stay"))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9,
+                  handletextpad=0.4, columnspacing=1.2)  # fmt: skip
+    return figure
 
 
 def dots(ax: Axes, x: float, values: Sequence[float], colour: str) -> None:

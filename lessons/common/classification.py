@@ -222,6 +222,91 @@ def commonest(task: LabelTask) -> float:
     return max(labels.count(label) for label in set(labels)) / len(labels)
 
 
+# ---------------------------------------------------------------------------------------------- looking inside
+
+
+def verdicts(model: Classifier, ids: Sequence[int]) -> np.ndarray:
+    """What a classifier says of the beginnings of a text.
+
+    Parameters
+    ----------
+    model : Classifier
+    ids : T integers
+
+    Returns
+    -------
+    probabilities : (T, n_labels)
+        Row t: after t + 1 tokens.
+    """
+    T = len(ids)
+    scores = model.backend.to_numpy(model.logits(np.tile(ids, (T, 1)), np.arange(1, T + 1))).astype(float)
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(-1, keepdims=True))
+
+
+@plotting.style()
+def verdict_picture(probabilities: np.ndarray, tokens: Sequence[str], names: Sequence[str]) -> Figure:
+    """How the verdict forms while the text is read.
+
+    Parameters
+    ----------
+    probabilities : (T, n_labels)
+        As from `verdicts`.
+    tokens : T strings
+    names : sequence of str
+        Of the labels.
+    """
+    figure, axes = plotting.new(height=3.0)
+    ends = []
+    for label, (name, colour) in enumerate(zip(names, plotting.PALETTE, strict=False)):
+        axes.plot(probabilities[:, label], color=colour, marker="o", markersize=4)
+        ends.append(End(len(tokens) - 1, float(probabilities[-1, label]), name, colour))
+    axes.set_xticks(
+        range(len(tokens)), [plotting.drawable(token) for token in tokens], rotation=90, family="DejaVu Sans Mono"
+    )
+    axes.set_xlim(-0.5, len(tokens) - 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("token, from left to right")
+    axes.set_ylabel("probability so far")
+    axes.set_title("How the verdict forms while the text is read")
+    plotting.label_ends(axes, ends)
+    return figure
+
+
+@plotting.style()
+def pooling_picture(hidden: np.ndarray, tokens: Sequence[str], columns: int = 40) -> Figure:
+    """Hidden states of a text, which of them hold a column's maximum, and the three rows that pooling makes of them.
+
+    Parameters
+    ----------
+    hidden : (T, C)
+    tokens : T strings
+    columns : int
+        How many of the C to show.
+    """
+    shown = hidden[:, :columns]
+    pooled = np.stack([shown[-1], shown.max(0), shown.mean(0)])
+    figure, (states, rows) = plotting.new(
+        2, 1, height=1.9 + 0.21 * len(tokens), sharex=True, gridspec_kw={"height_ratios": [len(tokens), 3]}
+    )
+    most, labels = float(np.quantile(np.abs(shown), 0.99)), [plotting.drawable(token) for token in tokens]
+    for axes, values, names, title in (
+        (states, shown, labels, "Hidden states; a dot where a column is largest"),
+        (rows, pooled, ("last", "maximum", "mean"), "What pooling keeps"),
+    ):
+        image = axes.imshow(values, cmap=plotting.SIGNED, vmin=-most, vmax=most, aspect="auto")
+        axes.set_yticks(range(len(names)), names, family="DejaVu Sans Mono", fontsize=8)
+        axes.tick_params(length=0)
+        axes.grid(False)
+        axes.set_title(title)
+    states.scatter(range(shown.shape[1]), shown.argmax(0), color=plotting.BLACK, s=9)
+    rows.set_xlabel(f"column (the first {shown.shape[1]} of {hidden.shape[1]})")
+    bar = figure.colorbar(image, ax=(states, rows), location="right", pad=0.01, shrink=0.7)
+    bar.set_label("hidden state")
+    bar.outline.set_visible(False)
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------- pictures
 
 

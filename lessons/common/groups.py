@@ -8,9 +8,10 @@ on, interactions included, and the rows that its trees have not seen say how far
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,6 +238,15 @@ class Study:
     leave_one_out: np.ndarray
     first_order: np.ndarray
     seconds: float
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Study:
+        """What a record holds of it: everything but the single masks and losses, and how long they took."""
+        importance = Importance(*(np.array(record["importance"][name]) for name in Importance._fields))
+        others = (np.array(record[name]) for name in ("ridge", "leave one out", "first order"))
+        single = np.empty((0, len(record["names"]))), np.empty(0)
+        known = record["base_loss"], record["tuned_loss"], record["r2"], record["shuffled_r2"]
+        return cls(record["names"], *single, *known, importance, *others, math.nan)
 
     @property
     def order(self) -> list[int]:

@@ -59,6 +59,11 @@ class Measured:
         """Mean over the tasks."""
         return mean([scores["main"] for scores in self.scenarios[model].values()])
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Measured:
+        """What a record holds of it."""
+        return cls(**{**record, "curve": {int(n): scores for n, scores in record["curve"].items()}})
+
 
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean."""
@@ -137,16 +142,25 @@ def show_unseen(run: Run, results: Sequence[Measured]) -> None:
 def show_curve(run: Run, labels: Sequence[str], results: Sequence[Measured]) -> None:
     """How many examples each way needs."""
     run.heading("How many examples?")
-    curves = {
-        name: {n: [r.curve[n][name] for r in results] for n in results[0].curve}
-        for name in ("one task each", "mixture")
-    }
+    curves = curves_of(results)
     rows = [[n, *(spread(curves[name][n], 3) for name in curves)] for n in results[0].curve]
     run.say(table(rows, ["examples a task", *(f"{name}: mean score" for name in curves)]))
     run.say("  Both ways show each task's rows equally often: the mixture of K tasks trains for K times the steps of a")
     run.say("  model for one task, so it also has the longer schedule. A full run tells the two reasons apart.")
-    prompting = {name: mean([r.score(name) for r in results]) for name in PROMPTED}
-    run.picture("examples", examples_picture(curves, prompting))
+    run.picture("examples", examples_picture(curves, prompting(results)))
+
+
+def curves_of(results: Sequence[Measured]) -> dict[str, dict[int, list[float]]]:
+    """Way of training → examples a task → mean score of each run."""
+    return {
+        name: {n: [r.curve[n][name] for r in results] for n in results[0].curve}
+        for name in ("one task each", "mixture")
+    }
+
+
+def prompting(results: Sequence[Measured]) -> dict[str, float]:
+    """Mean score of the base, without and with solved examples."""
+    return {name: mean([r.score(name) for r in results]) for name in PROMPTED}
 
 
 def show_forgetting(run: Run, labels: Sequence[str], results: Sequence[Measured]) -> None:
@@ -179,6 +193,113 @@ def show_forgetting(run: Run, labels: Sequence[str], results: Sequence[Measured]
 
 
 # ---------------------------------------------------------------------------------------------- pictures
+
+
+@plotting.style()
+def row_picture(reads: Sequence[str], predicts: Sequence[str | None], tall: float = 1.05) -> Figure:
+    """A row of training data: what the model reads at each place, and under it what it has to predict there.
+
+    Parameters
+    ----------
+    reads : T strings
+        Input tokens.
+    predicts : T strings or None
+        Targets; None where nothing is scored.
+    tall : float
+        Height of a token's box, inches.
+    """
+    figure, ax = plotting.new(height=2 * tall + 0.95)
+    scored = [place for place, target in enumerate(predicts) if target is not None]
+    rows = ((2, reads, "#E3E3E3", plotting.SKY), (0.7, predicts, "#F7F7F7", plotting.ORANGE))
+    for height, tokens, quiet, loud in rows:
+        for place, token in enumerate(tokens):
+            mine = place in scored if tokens is predicts else place > scored[0]
+            box = Rectangle((place + 0.05, height), 0.9, 1, facecolor=loud if mine else quiet)
+            ax.add_patch(box)
+            text = "·" if token is None else plotting.drawable(token)
+            ax.text(place + 0.5, height + 0.5, text, rotation=90, ha="center", va="center", fontsize=9,
+                    family="DejaVu Sans Mono")  # fmt: skip
+    for place in scored:
+        ax.annotate("", (place + 0.5, 1.7), (place + 0.5, 2), arrowprops={"arrowstyle": "->", "color": plotting.GREY})
+    first, last = scored[0], scored[-1]
+    ax.text((first + 1) / 2, 3.08, "prompt", ha="center", va="bottom", color=plotting.GREY)
+    ax.text((first + last) / 2 + 1, 3.08, "completion", ha="center", va="bottom", color=plotting.BLUE)
+    ax.text(first / 2, 0.6, f"{first} places: not scored", ha="center", va="top", color=plotting.GREY)
+    ax.text((first + last + 1) / 2, 0.6, f"{len(scored)} places: the loss", ha="center", va="top",
+            color=plotting.VERMILLION)  # fmt: skip
+    ax.set_yticks([2.5, 1.2], ["it reads", "it must\npredict"])
+    ax.tick_params(length=0)
+    ax.set_xticks([])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.set_xlim(-0.2, len(reads) + 0.2)
+    ax.set_ylim(0.3, 3.4)
+    return figure
+
+
+@plotting.style()
+def shares_picture(sizes: Mapping[str, int], shares: Mapping[str, Sequence[float]]) -> Figure:
+    """How large a part of a mixture each task has, one bar a way of mixing.
+
+    Parameters
+    ----------
+    sizes : dict of str to int
+        Task → examples.
+    shares : dict of str to sequence of float
+        Way of mixing → a share for each task.
+    """
+    figure, ax = plotting.new(height=0.9 + 0.42 * len(shares))
+    for row, parts in enumerate(shares.values()):
+        start = 0.0
+        for colour, (task, n), part in zip(plotting.PALETTE, sizes.items(), parts, strict=False):
+            ax.barh(row, 100 * part, left=start, color=colour, height=0.72, edgecolor="white")
+            name = f"{task} ({n:,})  " if row == 0 else ""
+            if part > 0.05:
+                ax.text(start + 50 * part, row, f"{name}{100 * part:.0f} %", color="white", ha="center", va="center",
+                        fontsize=9)  # fmt: skip
+            start += 100 * part
+    ax.set_yticks(range(len(shares)), list(shares))
+    ax.invert_yaxis()
+    ax.set_xlim(0, 100)
+    ax.grid(visible=False)
+    ax.set_xlabel("share of the rows of a batch (%)")
+    return figure
+
+
+@plotting.style()
+def ablation_picture(scores: Mapping[str, Sequence[Sequence[float]]], forgot: Mapping[str, Any], text: str) -> Figure:
+    """The mixture trained in other ways: mean score over the tasks, and what it does to the base's own text.
+
+    Parameters
+    ----------
+    scores : dict
+        Way → a seed → a score for each task.
+    forgot : dict
+        Way → a seed → text → change of the loss; a way may be missing.
+    text : str
+        The text to show.
+    """
+    figure, (left, right) = plotting.new(1, 2, height=1.3 + 0.34 * len(scores), sharey=True)
+    panels = (
+        (left, {name: [mean(seed) for seed in seeds] for name, seeds in scores.items()}, plotting.BLUE),
+        (right, {name: [change[text] for change in forgot.get(name, [])] for name in scores}, plotting.VERMILLION),
+    )
+    for ax, values, colour in panels:
+        for row, each in enumerate(values.values()):
+            ax.scatter(each, [row] * len(each), color=colour, s=26, alpha=0.6, linewidth=0, zorder=3)
+            if each:
+                ax.scatter([mean(each)], [row], color=colour, marker="|", s=240, linewidth=2)
+        ax.set_xlim(left=min(0.0, ax.get_xlim()[0]) if ax is right else 0.0)
+        for border in range(len(scores) - 1):
+            ax.axhline(border + 0.5, color="#D0D0D0", linewidth=0.8)
+        ax.grid(axis="y", visible=False)
+    left.set_yticks(range(len(scores)), list(scores), fontsize=9)
+    left.set_ylim(len(scores) - 0.5, -0.5)
+    left.set_xlabel("score, mean over the tasks")
+    right.set_xlabel(f"nats a token added on {text}")
+    left.set_title("Learnt (more is better)")
+    right.set_title("Forgotten (less is better)")
+    return figure
 
 
 @plotting.style()

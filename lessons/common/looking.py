@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from kernels.array import Array
-from kernels.attention import softmax, visible
+from kernels.attention import attention_forward
 from lessons.common import plotting
 from lessons.common.plotting import End
 from minigpt import GPT, Tokenizer
@@ -35,9 +34,9 @@ def attention_maps(model: GPT, ids: Sequence[int]) -> np.ndarray:
     def watch(name: str, qkv: Array) -> None:
         if name.endswith("attn.c_attn"):
             _, T, C3 = qkv.shape
-            q, k, _ = qkv.reshape(T, 3, H, C3 // (3 * H)).transpose(1, 2, 0, 3)  # three (H, T, D)
-            scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-            maps.append(model.backend.to_numpy(softmax(scores, visible(T, T, None, like=q))))
+            q, k, v = qkv.reshape(1, T, 3, H, C3 // (3 * H)).transpose(2, 0, 3, 1, 4)  # three (1, H, T, D)
+            _, cache = attention_forward(q, k, v)
+            maps.append(model.backend.to_numpy(cache.weights[0]))
 
     model.forward(model.check_ids([list(ids)]), model.context(watch=watch))
     return np.stack(maps)

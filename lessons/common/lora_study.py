@@ -395,12 +395,6 @@ def update_facts(weight: np.ndarray, update: np.ndarray, directions: int) -> dic
     }
 
 
-def overlap(update: np.ndarray, other: np.ndarray, directions: int) -> tuple[float, float]:
-    """How much of one update's first output directions lies in another's, and by chance."""
-    first, second = (np.linalg.svd(u, full_matrices=False)[2][:directions] for u in (update, other))
-    return float(((first @ second.T) ** 2).sum() / directions), directions / update.shape[1]
-
-
 # ---------------------------------------------------------------------------------------------- pictures
 
 
@@ -708,7 +702,8 @@ def show_learnt(
     facts, rows = {}, []
     for label, change in updates.items():
         facts[label] = f = update_facts(weight, change, plan.rank)
-        shared, chance = overlap(change, updates["full fine-tuning"], plan.rank)
+        shared = similarity(change, updates["full fine-tuning"], plan.rank, plan.rank)  # of output directions
+        chance = plan.rank / change.shape[1]
         sizes = [f"{f['size']:.3f}", f"{f['captured']:.2f}", f"{f['amplification']:.1f}"]
         rows.append([label, *sizes, f"{shared:.2f} ({chance:.2f})"])
     run.say(f"\n  the update of {name}")

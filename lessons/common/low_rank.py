@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.cbook import get_sample_data
 from matplotlib.figure import Figure
 
 from kernels.array import Array
@@ -195,6 +196,84 @@ COLOURS = {
 }
 
 
+def landscape() -> np.ndarray:
+    """The heights of a stretch of the Appalachians that comes with Matplotlib, in metres, (344, 403)."""
+    with np.load(get_sample_data("jacksboro_fault_dem.npz", asfileobj=False)) as found:
+        return np.asarray(found["elevation"], np.float64)
+
+
+@plotting.style()
+def landscape_picture(rank: int) -> Figure:
+    """A landscape from few singular triples, and what each rank leaves out of it; shuffled, it has no such shape.
+
+    Parameters
+    ----------
+    rank : int
+    """
+    heights = landscape()
+    shuffled = np.random.default_rng(0).permutation(heights.ravel()).reshape(heights.shape)
+    middle = heights.mean()
+    u, s, vt = np.linalg.svd(heights - middle, full_matrices=False)
+    figure, (left, right, rest) = plotting.new(1, 3, height=3.3, gridspec_kw={"width_ratios": [1, 1, 1.1]})
+    share = rank * sum(heights.shape) / heights.size
+    for axes, image, title in (
+        (left, heights, "A landscape:\n{} × {} heights".format(*heights.shape)),
+        (right, middle + (u[:, :rank] * s[:rank]) @ vt[:rank], f"Rank {rank}:\n{share:.1%} of the numbers"),
+    ):
+        axes.imshow(image, cmap="Greys_r", vmin=heights.min(), vmax=heights.max())
+        axes.set_axis_off()
+        axes.set_title(title)
+    ends = []
+    for name, matrix, colour in (
+        ("landscape", heights, plotting.BLUE),
+        ("the same,\nshuffled", shuffled, plotting.VERMILLION),
+    ):
+        values = np.linalg.svd(matrix - middle, compute_uv=False)
+        remaining = np.sqrt(np.maximum(0, 1 - np.cumsum(values**2) / (values**2).sum()))
+        shown = np.concatenate(([1.0], remaining))[:101]
+        rest.plot(shown, color=colour)
+        rest.scatter([rank], [shown[rank]], color=colour, s=30, zorder=3)
+        ends.append(End(100, float(shown[-1]), name, colour))
+    rest.set_xlim(0, 100)
+    rest.set_ylim(0, 1.02)
+    rest.set_xlabel("rank r")
+    rest.set_ylabel("error, share of the norm")
+    rest.set_title("What rank r leaves out")
+    plotting.label_ends(rest, ends)
+    return figure
+
+
+@plotting.style()
+def ellipse_picture(matrix: np.ndarray) -> Figure:
+    """What a 2 × 2 matrix does to the unit circle: turn (or mirror), stretch each axis, turn."""
+    u, s, vt = np.linalg.svd(matrix)
+    right = np.where(vt[:, 0] < 0, -1.0, 1.0)  # each pair of vectors may point either way: here to the right
+    u, vt = u * right, right[:, None] * vt
+    circle = np.array([np.cos(t := np.linspace(0, 2 * np.pi, 200)), np.sin(t)])
+    figure, panels = plotting.new(1, 4, height=2.8, sharex=True, sharey=True)
+    reach = 1.15 * max(1.0, s[0])
+    for axes, done, title in zip(
+        panels,
+        (np.eye(2), vt, s[:, None] * vt, matrix),
+        ("x", "Vᵀ x: turned", "Σ Vᵀ x: stretched", "U Σ Vᵀ x: turned again"),
+        strict=True,
+    ):
+        axes.plot(*(done @ circle), color=plotting.GREY, linewidth=1.2)
+        for i, colour in enumerate((plotting.BLUE, plotting.VERMILLION)):
+            tip = done @ vt[i]
+            axes.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
+            length = float(np.linalg.norm(tip))
+            name = ("v₁", "v₂")[i] if axes is panels[0] else "1" if axes is panels[1] else f"σ{'₁₂'[i]} = {length:.2g}"
+            axes.annotate(
+                name, tip, xytext=(0, 6 if tip[1] >= 0 else -14), textcoords="offset points", color=colour, ha="center"
+            )
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(-reach, reach)
+        axes.set_aspect("equal")
+        axes.set_title(title, fontsize=10)
+    return figure
+
+
 @plotting.style()
 def rivals_picture(rivals: Mapping[str, Any], what: str) -> Figure:
     """How far every other way to rank r is above the optimum; the optimised ones by step."""
@@ -286,14 +365,15 @@ def spectra_picture(spectra: Mapping[str, Mapping[str, Any]]) -> Figure:
 def update_rank_picture(updates: Sequence[Mapping[str, Any]]) -> Figure:
     """Held-out loss with the update, or the tuned weights themselves, cut to each rank."""
     figure, axes = plotting.new(height=4.2)
-    ranks = [int(r) for r in updates[0]["update_losses"]]
+    ranks = sorted(int(r) for r in updates[0]["update_losses"])
     ends = []
     for key, text, colour in (
         ("weight_losses", "tuned weights cut to rank r", plotting.BLUE),
         ("update_losses", "only the update cut to rank r", plotting.VERMILLION),
     ):
         for update in updates:
-            losses = list(update[key].values())
+            by_rank = {int(r): loss for r, loss in update[key].items()}  # a record has its keys as words
+            losses = [by_rank[r] for r in ranks]
             axes.plot(ranks, losses, color=colour, marker="o", markersize=4, alpha=0.8)
         ends.append(End(ranks[-1], losses[-1], text, colour))
     for key, text in (("before", "base"), ("after", "fine-tuned, full rank")):

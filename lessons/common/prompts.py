@@ -9,6 +9,7 @@ from typing import Any
 import joblib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from tqdm import tqdm
 
 from lessons.common import plotting
@@ -265,6 +266,77 @@ def one_run(job: Job, model: GPT, task: PairTask, budget: Budget, limit: int) ->
 
 
 # ---------------------------------------------------------------------------------------------- pictures
+
+
+@plotting.style()
+def input_picture(prompt: np.ndarray, tokens: np.ndarray, labels: Sequence[str], title: str) -> Figure:
+    """What the first block reads: the vectors of a prompt, then those of the text's tokens, a column each.
+
+    Parameters
+    ----------
+    prompt : (P, C)
+    tokens : (T, C)
+    labels : T strings
+    title : str
+    """
+    P, C = prompt.shape
+    limit = 3 * float(tokens.std())  # of the text's, so that pictures of other prompts can be compared
+    figure, axes = plotting.new(height=4.2)
+    columns = np.concatenate((prompt, np.full((1, C), np.nan), tokens)).T  # (C, P + 1 + T), a gap between
+    image = axes.imshow(columns, cmap=plotting.SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    axes.add_patch(Rectangle((-0.5, -0.5), P, C, fill=False, edgecolor=plotting.BLACK, linewidth=2, clip_on=False))
+    names = ["trained", *[""] * (P - 1), "", *(plotting.drawable(label) for label in labels)]
+    axes.set_xticks(range(P + 1 + len(labels)), names, rotation=90, family="DejaVu Sans Mono", fontsize=8)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.set_ylabel("dimension of the embedding")
+    axes.set_xlabel(f"{P} vectors that belong to no token, then the text")
+    axes.set_title(title)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, extend="both")
+    bar.set_label("value", fontsize=9)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def of_sizes(points: Mapping[str, Sequence[Mapping[str, float]]], key: str) -> list[tuple[float, list[float]]]:
+    """A curve of `curve_picture` from a record: size → trials, and which of their figures."""
+    return [(float(size), [trial[key] for trial in trials]) for size, trials in points.items()]
+
+
+@plotting.style()
+def answers_picture(found: Mapping[str, np.ndarray], right: np.ndarray, answers: Sequence[str]) -> Figure:
+    """How models share their probability among the answers, a bar a prompt, sorted by the answer that is right.
+
+    Parameters
+    ----------
+    found : dict of str to (n, k)
+        Name of a model → log-probability of every answer to every prompt; see `choice_scores`.
+    right : (n,) integers
+    answers : k strings
+    """
+    order = np.argsort(right, kind="stable")
+    colours = [plotting.PALETTE[i % len(plotting.PALETTE)] for i in range(len(answers))]
+    figure, panels = plotting.new(1, len(found), height=3.4, sharey=True, squeeze=False)
+    places = np.arange(len(order))
+    for panel, (name, scores) in zip(panels[0], found.items(), strict=True):
+        bottom = np.zeros(len(order))
+        for choice, colour in enumerate(colours):
+            heights = np.exp(scores[order, choice])
+            panel.bar(places, heights, 0.9, bottom=bottom, color=colour, linewidth=0)
+            bottom += heights
+        for edge in np.flatnonzero(np.diff(right[order])):
+            panel.axvline(edge + 0.5, color=plotting.BLACK, linewidth=1)
+        there = np.unique(right)
+        panel.set_xticks([places[right[order] == c].mean() for c in there], [answers[c].strip() for c in there])
+        for label, choice in zip(panel.get_xticklabels(), there, strict=True):
+            label.set(color=colours[choice], weight="bold")
+        panel.tick_params(axis="x", length=0)
+        panel.grid(axis="x", visible=False)
+        panel.set_ylim(0, 1)
+        panel.set_title(name)
+        panel.set_xlabel("prompts, by their right answer")
+    panels[0][0].set_ylabel("probability of each answer")
+    return figure
 
 
 @plotting.style()

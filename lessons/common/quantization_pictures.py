@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lessons.common import plotting
+from lessons.common.plotting import End
 from lessons.common.table import deviation
 
 COLOURS = {"full": plotting.BLUE, "lora": plotting.VERMILLION, "qlora": plotting.GREEN}
@@ -36,6 +37,71 @@ def levels_picture(codebooks: Mapping[str, np.ndarray]) -> Figure:
     ticks.spines["left"].set_visible(False)
     ticks.set_xlim(-1.02, 1.02)
     ticks.set_xlabel("w / absmax")
+    return figure
+
+
+@plotting.style()
+def block_picture(block: np.ndarray, again: np.ndarray, levels: np.ndarray) -> Figure:
+    """A block of weights before and after rounding, over the levels that its scale leaves it.
+
+    Parameters
+    ----------
+    block, again : (n,)
+        The weights, and what their codes and their scale give.
+    levels : (k,)
+        In [−1, 1].
+    """
+    figure, axes = plotting.new(height=3.6)
+    largest = int(np.abs(block).argmax())
+    others = np.arange(len(block)) != largest
+    error = np.linalg.norm((again - block)[others]) / np.linalg.norm(block[others])
+    places = np.arange(len(block))
+    axes.hlines(levels * abs(block[largest]), -1, len(block), color="#D9D9D9", linewidth=0.8)
+    axes.vlines(places, block, again, color=plotting.VERMILLION, linewidth=1.2)
+    axes.scatter(places, block, s=16, facecolor="white", edgecolor=plotting.GREY, zorder=3)
+    axes.scatter(places, again, s=12, color=plotting.VERMILLION, linewidth=0, zorder=4)
+    axes.grid(visible=False)
+    axes.set_xlim(-1, len(block))
+    axes.set_xlabel(f"place in the block of {len(block)}")
+    axes.set_ylabel("weight")
+    axes.set_title(f"Largest {abs(block[largest]):.2f}; error {error:.1%} of the other weights' size")
+    plotting.label_ends(
+        axes,
+        [
+            End(len(block), levels[-1] * abs(block[largest]), "levels", plotting.GREY),
+            End(len(block), 0.0, "rounded", plotting.VERMILLION),
+        ],
+    )
+    return figure
+
+
+@plotting.style()
+def usage_picture(scaled: np.ndarray, codebooks: Mapping[str, np.ndarray]) -> Figure:
+    """How often weights use each level of a format, a panel a format.
+
+    A bar stands over all the numbers that are rounded to its level. The more equal the bars, the more a code says: with
+    H bits of entropy, a format's codes say as much as 2^H levels that are used equally often.
+
+    Parameters
+    ----------
+    scaled : (n,)
+        Weights, each divided by the largest of its block.
+    codebooks : dict of str to (k,)
+        Name of a format → its levels, rising.
+    """
+    figure, panels = plotting.new(len(codebooks), 1, height=0.8 + 1.35 * len(codebooks), sharex=True, sharey=True)
+    for panel, (name, levels), colour in zip(panels, codebooks.items(), plotting.PALETTE, strict=False):
+        edges = np.concatenate(([-1.0], (levels[1:] + levels[:-1]) / 2, [1.0]))
+        shares = np.histogram(scaled, edges)[0] / len(scaled)
+        used = shares[shares > 0]
+        alike = 2 ** -float((used * np.log2(used)).sum())
+        panel.bar(edges[:-1], 100 * shares, np.diff(edges), align="edge", color=colour, edgecolor="white", alpha=0.75)
+        panel.plot(levels, np.zeros(len(levels)), "|", color=plotting.BLACK, markersize=9, clip_on=False)
+        panel.axhline(100 / len(levels), color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)))
+        panel.set_title(f"{name}: as good as {alike:.1f} levels used equally often", fontsize=10, pad=4)
+    panels[len(panels) // 2].set_ylabel("share of the weights (%)")
+    panels[-1].set_xlim(-1.02, 1.02)
+    panels[-1].set_xlabel("w / absmax; a tick: a level")
     return figure
 
 

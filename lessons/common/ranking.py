@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from lessons import METHODS
 from lessons.common import sweep
@@ -193,11 +194,29 @@ def show_sweep(
         name: {score: {str(d): values for d, values in by.items()} for score, by in of_task.items()}
         for name, of_task in found.items()
     } | {"all entries": lines}
+    run.picture("density", density_picture(found, lines, {name: unit_of(task) for name, task in tasks.items()}))
+
+
+def density_picture(found: Found, lines: Mapping[str, Mapping[str, float]], units: Mapping[str, str]) -> Figure:
+    """The sweep, with those rankings that were tried at every density; arguments as for `sweep_picture`."""
     drawn = {}
     for name, of_task in found.items():
         most = max(map(len, of_task.values()))
         drawn[name] = {score: by for score, by in of_task.items() if len(by) == most}
-    run.picture("density", sweep_picture(drawn, lines, {name: unit_of(task) for name, task in tasks.items()}))
+    return sweep_picture(drawn, lines, units)
+
+
+def from_record(record: Mapping[str, Any]) -> tuple[Found, dict[str, dict[str, float]], dict[str, str]]:
+    """What a full run's record holds of the sweep: what `density_picture` draws."""
+    swept = record["results"]["sweep"]
+    kinds = {FULL.pairs: "pairs", FULL.labels: "labels"}
+    found = {
+        name: {score: {float(d): values for d, values in by.items()} for score, by in of_task.items()}
+        for name, of_task in swept.items()
+        if name != "all entries"
+    }
+    units = {name: record["figures"][f"{kinds[name]}_loss_all"]["unit"] for name in found}
+    return found, swept["all entries"], units
 
 
 def job(
@@ -242,8 +261,14 @@ def unit_of(task: Task) -> str:
     return f"loss (nats a {'token' if task.n_labels is None else 'text'})"
 
 
-def show_forest(run: Run, plan: Plan, base: GPT, name: str, task: Task, scratch: Path) -> None:
-    """Rank groups of parameters by a forest, hold it to its gates, and train what it puts first and last."""
+def show_forest(run: Run, plan: Plan, base: GPT, name: str, task: Task, scratch: Path) -> Study:
+    """Rank groups of parameters by a forest, hold it to its gates, and train what it puts first and last.
+
+    Returns
+    -------
+    study : Study
+        Of the first seed.
+    """
     groups = parameter_groups(base)
     n_masks = plan.masks_per_group * len(groups.names)
     run.heading(f"Which of {len(groups.names)} groups carry the change: {n_masks} random halves of it")
@@ -263,7 +288,7 @@ def show_forest(run: Run, plan: Plan, base: GPT, name: str, task: Task, scratch:
         run.report(f"spearman_{other.replace(' ', '_')}", values, "rank correlation")
     if refusal := a.refusal():
         run.say(f"  no ranking: {refusal}")
-        return
+        return a
     order = a.order
     ranked = {
         "forest, top": order,
@@ -301,6 +326,7 @@ def show_forest(run: Run, plan: Plan, base: GPT, name: str, task: Task, scratch:
         run.report(f"proof_{title.replace(', ', '_').replace(' ', '_')}", proof[title], unit_of(task))
     run.results["proof"] = proof
     run.picture("groups", ranking_picture(a, proof, unit_of(task)))
+    return a
 
 
 def show_study(run: Run, a: Study, sizes: np.ndarray) -> None:

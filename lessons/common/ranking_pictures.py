@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lessons.common import plotting
+from lessons.common.forest import spearman
 from lessons.common.groups import Groups, Study, compared
 from lessons.common.masked import Masks
 from lessons.common.plotting import End
@@ -47,6 +48,69 @@ def shares(masks: Masks, groups: Groups) -> dict[str, dict[str, float]]:
         row = found.setdefault(place, dict.fromkeys(KINDS, 0.0))
         row[kind] += float(count)
     return found
+
+
+@plotting.style()
+def entries_picture(gradient: np.ndarray, chosen: Mapping[str, np.ndarray], name: str) -> Figure:
+    """One matrix: the size of its gradient, and which of its entries each ranking picks.
+
+    Parameters
+    ----------
+    gradient : (in, out)
+    chosen : dict of str to (in, out) bool
+        Ranking → mask.
+    name : str
+        Of the matrix.
+    """
+    rows, columns = gradient.shape
+    lines = (len(chosen) + 2) // 2
+    figure, axes = plotting.new(lines, 2, height=0.6 + lines * (0.75 + 3.7 * rows / columns), squeeze=False)
+    every = list(axes.flat)
+    size = np.abs(gradient)
+    every[0].imshow(size, cmap=plotting.INTENSITY, vmin=0, vmax=np.quantile(size, 0.995), aspect="auto")
+    every[0].set_title(f"|∂L/∂w| of {name}", fontsize=10)
+    for panel, (ranking, mask) in zip(every[1:], chosen.items(), strict=False):
+        row, column = np.nonzero(mask)
+        panel.scatter(column, row, s=3, color=plotting.VERMILLION, linewidth=0)
+        panel.set_xlim(-0.5, columns - 0.5)
+        panel.set_ylim(rows - 0.5, -0.5)
+        panel.set_title(f"{ranking}: {mask.sum():,} entries", fontsize=10)
+    for panel in every[len(chosen) + 1 :]:
+        panel.remove()
+    for panel in every[: len(chosen) + 1]:
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.grid(visible=False)
+        panel.set_xlabel("output", fontsize=9)
+        panel.set_ylabel("input", fontsize=9)
+    return figure
+
+
+@plotting.style()
+def disagreement_picture(each: np.ndarray) -> Figure:
+    """Two entries of a matrix, example by example: one on which the examples agree, one on which they cancel.
+
+    Parameters
+    ----------
+    each : (n, in, out)
+        Gradient of each example alone.
+    """
+    mean, squares = each.mean(0), (each**2).mean(0)
+    agree = np.abs(mean).argmax()
+    cancel = np.where(np.abs(mean) < np.median(np.abs(mean)), squares, 0.0).argmax()
+    figure, panels = plotting.new(1, 2, height=3.6, sharey=True)
+    for panel, place, title in zip(panels, (agree, cancel), ("They agree", "They cancel"), strict=True):
+        values = each.reshape(len(each), -1)[:, place]
+        colours = [plotting.BLUE if v > 0 else plotting.VERMILLION for v in values]
+        panel.bar(range(len(values)), values, color=colours, width=0.75)
+        panel.axhline(values.mean(), color=plotting.BLACK, linewidth=1.4, linestyle=(0, (4, 3)))
+        panel.axhline(0, color="#4D4D4D", linewidth=0.8)
+        panel.set_title(f"{title}: |mean| {abs(values.mean()):.2g}, Fisher {np.mean(values**2):.1g}", fontsize=11)
+        panel.set_xlabel("example")
+        panel.set_xticks([])
+        panel.grid(axis="x", visible=False)
+    panels[0].set_ylabel("gradient of one entry")
+    return figure
 
 
 @plotting.style()
@@ -114,6 +178,50 @@ def sweep_picture(
         panel.set_ylabel(units[task])
         panel.set_title(task)
         plotting.label_ends(panel, ends, gap=12)
+    return figure
+
+
+@plotting.style()
+def halves_picture(a: Study, most: int = 6) -> Figure:
+    """What a forest learns from, the losses with and without each group's change; and its ranking beside another.
+
+    Parameters
+    ----------
+    a : Study
+        With its masks and losses.
+    most : int
+        Groups to show, and the dummy.
+    """
+    figure, (dots, ranks) = plotting.new(1, 2, height=4.4, gridspec_kw={"width_ratios": [1.35, 1]})
+    rng = np.random.default_rng(0)
+    chosen = [*a.order[:most], len(a.names) - 1]
+    for row, group in enumerate(chosen):
+        for bit, colour, offset in ((0, plotting.VERMILLION, -0.19), (1, plotting.BLUE, 0.19)):
+            losses = a.losses[a.masks[:, group] == bit]
+            dots.scatter(losses, row + offset + rng.uniform(-0.12, 0.12, len(losses)), s=5, color=colour, alpha=0.35,
+                         linewidth=0)  # fmt: skip
+            if len(losses):
+                dots.plot([losses.mean()] * 2, [row + offset - 0.18, row + offset + 0.18], color="black", linewidth=1.6)
+    dots.set_yticks(range(len(chosen)), [a.names[i] for i in chosen])
+    dots.set_ylim(len(chosen) - 0.5, -0.9)
+    dots.grid(axis="y", visible=False)
+    dots.set_xlabel("loss with a random half of the change (nats)")
+    dots.set_title("One dot a mask")
+    edge = dots.get_xlim()[0]
+    dots.text(edge, -0.72, " without its change", color=plotting.VERMILLION, va="center", fontsize=9)
+    dots.text(dots.get_xlim()[1], -0.72, "with it ", color=plotting.BLUE, va="center", ha="right", fontsize=9)
+
+    forest, other = a.importance.mean[:-1], compared(a)["leave one out"]
+    places = [np.argsort(np.argsort(-v, kind="stable"), kind="stable") + 1 for v in (forest, other)]
+    ranks.plot([1, len(forest)], [1, len(forest)], color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    ranks.scatter(*places, s=30, color=plotting.GREEN, linewidth=0, zorder=3)
+    for i in a.order[:most]:
+        ranks.annotate(a.names[i], (places[0][i], places[1][i]), xytext=(6, -3), textcoords="offset points", fontsize=9)
+    ranks.invert_xaxis()
+    ranks.invert_yaxis()
+    ranks.set_xlabel("rank by the forest (1: most important)")
+    ranks.set_ylabel("rank by leaving it alone out")
+    ranks.set_title(f"Rank correlation {spearman(forest, other):.2f}")
     return figure
 
 

@@ -223,7 +223,17 @@ def committed_path(number: int) -> Path:
     return RECORDS / f"lesson-{number:02d}.json"
 
 
-def parse(number: int, about: str, argv: Sequence[str] | None = None) -> Settings:
+TEXT = "your own text instead of the lesson's: .txt"
+LABELLED = "your own texts instead of the lesson's: .csv (text,label)"
+PAIRS = "your own pairs instead of the lesson's: .jsonl (prompt,completion)"
+TASK = "your own task instead of the lesson's: .csv (text,label) or .jsonl (prompt,completion)"
+TEXT_OR_PAIRS = "your own text or pairs instead of the lesson's: .txt or .jsonl (prompt,completion)"
+PREFERENCES = "your own preferences instead of the lesson's: .jsonl (prompt,chosen,rejected)"
+NOTHING = "not for this lesson: it runs on its own tasks"
+"""What ``DATA`` may be, for ``--help``."""
+
+
+def parse(number: int, about: str, argv: Sequence[str] | None = None, takes: str = TASK) -> Settings:
     """The options that all lessons have.
 
     Parameters
@@ -233,6 +243,8 @@ def parse(number: int, about: str, argv: Sequence[str] | None = None) -> Setting
         What the lesson does, for ``--help``.
     argv : sequence of str, optional
         Arguments; the process' own by default.
+    takes : str
+        What ``--data`` may be.
 
     Returns
     -------
@@ -243,7 +255,7 @@ def parse(number: int, about: str, argv: Sequence[str] | None = None) -> Setting
         description=about.strip().split("\n\n")[0],
         epilog="With make: DATA=… FULL=1 QUICK=1 BRIEF=1 BACKEND=… SEED=… OUT=…",
     )
-    parser.add_argument("--data", metavar="PATH", help="your own data instead of the lesson's")
+    parser.add_argument("--data", metavar="PATH", help=takes)
     parser.add_argument("--full", action="store_true", help="all ablations over several seeds (half an hour)")
     parser.add_argument(
         "--quick", action="store_true", help="as small as it can be, for tests: its figures mean nothing"
@@ -261,7 +273,13 @@ def parse(number: int, about: str, argv: Sequence[str] | None = None) -> Setting
     return Settings(**vars(arguments))
 
 
-def main(number: int, about: str, lesson: Callable[[Run], None], argv: Sequence[str] | None = None) -> int:
+def main(
+    number: int,
+    about: str,
+    lesson: Callable[[Run], None],
+    argv: Sequence[str] | None = None,
+    takes: str = TASK,
+) -> int:
     """``make lesson-N``: parse the options, run the lesson, and turn what can go wrong into one line.
 
     Parameters
@@ -270,13 +288,15 @@ def main(number: int, about: str, lesson: Callable[[Run], None], argv: Sequence[
     about : str
     lesson : (Run) -> None
     argv : sequence of str, optional
+    takes : str
+        What ``--data`` may be.
 
     Returns
     -------
     code : int
         0 done, 1 the run failed, 2 the input is wrong, 130 stopped by Ctrl-C.
     """
-    settings = parse(number, about, argv)
+    settings = parse(number, about, argv, takes)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show α shows a question mark
     print(about.strip(), flush=True)
