@@ -128,9 +128,18 @@ def reference_body(function: str) -> str:
 
 def outcome(function: Callable[..., Any], args: Mapping[str, Any], mutates: tuple[str, ...]) -> Outcome:
     """What a call leaves behind, on copies of the arguments."""
-    mine = {name: _argument(value) for name, value in args.items()}
+    mine = {name: argument(value) for name, value in args.items()}
     answer = function(**mine)
     return Outcome(answer, {name: mine[name] for name in mutates if name in mine})
+
+
+def argument(value: Any) -> Any:
+    """What a function is called with: a copy; a generator and the operations themselves for what stands for them."""
+    if isinstance(value, Rng):
+        return np.random.default_rng(value.seed)
+    if isinstance(value, Ops):
+        return importlib.import_module("kernels.backend").Backend("numpy", np).ops
+    return copy.deepcopy(value)
 
 
 # ---------------------------------------------------------------------------------------------- recording
@@ -198,14 +207,6 @@ def _tolerance(expected: Outcome, right: Callable[..., Any], args: Mapping[str, 
 
 def _seen(outcome: Outcome, args: Mapping[str, Any], exercise: Exercise) -> Outcome:
     return outcome._replace(answer=views.seen(exercise.view, args, outcome.answer))
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, Rng):
-        return np.random.default_rng(value.seed)
-    if isinstance(value, Ops):
-        return importlib.import_module("kernels.backend").Backend("numpy", np).ops
-    return copy.deepcopy(value)
 
 
 def _narrow(value: Any) -> Any:

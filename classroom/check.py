@@ -1,17 +1,19 @@
 """Whether the grader deserves trust: it is graded by solutions of which we know what they must get.
 
 For every exercise, on the public cases and on cases of two other seeds: the reference and every alternative get full
-marks; every typical mistake loses points and is called by its own name; one that edits an argument is told which. For
-every lesson, through a real sandbox: the reference gets full marks, what students start from gets nothing and is not
-begun, one mistake and one edited argument are found. The attacks of the test suite gain nothing.
+marks; what students start from gets nothing and is not begun; every typical mistake loses points and is called by its
+own name; one that edits an argument is told which. All that is ours, so it runs in this process: it is the judge that
+is looked at.
 
-What is ours runs in this process where no sandbox is named: it is the judge that is looked at then.
+Through a real sandbox, once a lesson, a submission in which one exercise is not begun, one has a mistake, one edits an
+argument and all others are right; and the attacks of the test suite, which gain nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import tempfile
 import textwrap
 import warnings
@@ -36,6 +38,14 @@ ATTACKS = ROOT / "tests" / "classroom" / "attacks"
 SEEDS = (assignment.PUBLIC_SEED, b"check one", b"check two")
 ATTACK_SECONDS = 1.0
 FEWEST_MISTAKES = 4
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """A lesson's exercises for one seed: as they are called, and, by their ids, as the judge compares them."""
+
+    recorded: Recorded
+    judged: Mapping[str, RecordedExercise]
 
 
 @dataclass
@@ -83,20 +93,25 @@ def run(lessons: Sequence[int]) -> int:
     numbers = list(lessons) or assignment.lessons()
     isolation = offered()
     print(f"isolation: {isolation.level}; not enforced here: {', '.join(isolation.not_enforced) or 'nothing'}")
+    bounded = "number of processes" in isolation.enforced
     tallies = {}
     attacks = sorted(ATTACKS.glob("*.py"))
     with tqdm(total=len(numbers), unit="lesson", dynamic_ncols=True, leave=False) as bar:
-        for place, lesson in enumerate(numbers):
+        for lesson in numbers:
             bar.set_description(f"lesson {lesson}")
             tally = tallies[lesson] = Tally()
-            exercises = assignment.load(lesson)
+            exercises, files = assignment.load(lesson), base.files(lesson)
+            seeds = [_seed(lesson, seed) for seed in SEEDS]
             for exercise in exercises:
-                _check_exercise(exercise, tally)
-            files = base.files(lesson)
-            _check_sandbox(lesson, exercises, files, tally)
-            # Each attack costs seconds: every one is tried once, on one of the lessons.
-            for attack in attacks[place :: len(numbers)]:
-                _check_attack(attack, lesson, exercises, files, tally, "number of processes" in isolation.enforced)
+                _check_exercise(exercise, seeds, files, tally)
+            _check_sandbox(exercises, seeds[-1].recorded, files, tally)
+            # What an attack can do does not depend on the exercise: they are all tried on the first.
+            for attack in attacks if lesson == numbers[0] else ():
+                bar.set_description(attack.stem)
+                if attack.stem == "fork_bomb" and not bounded:
+                    bar.write("fork_bomb: not tried, the number of processes is not limited here")
+                    continue
+                _check_attack(attack, exercises[0], seeds[-1].recorded, files, tally)
             bar.update()
     return _told(tallies)
 
@@ -104,24 +119,29 @@ def run(lessons: Sequence[int]) -> int:
 # ---------------------------------------------------------------------------------------------- the judge
 
 
-def _check_exercise(exercise: Exercise, tally: Tally) -> None:
+def _check_exercise(exercise: Exercise, seeds: Sequence[_Seed], files: Mapping[str, bytes], tally: Tally) -> None:
     tally.exercises += 1
-    recorded = [_recorded(exercise, seed) for seed in SEEDS]
+    path = source.path_of(exercise.function)
     module, right = importlib.import_module(exercise.module), assignment.reference(exercise)
     alternatives = {a.name: source.function(module, exercise.name, a.body) for a in exercise.alternatives}
     for name, function in {"the reference": right, **alternatives}.items():
-        for one in recorded:
-            entry = _judged(one, function)
+        for seed in seeds:
+            entry = _judged(exercise, seed, function)
             if entry["status"] != "passed" or entry["points"] != exercise.points:
                 tally.failures.append(f"{exercise.id}: {name} does not get full marks: {entry['message']}")
                 break
     tally.alternatives += len(alternatives)
+    stub = source.suite(files[path].decode(), path, exercise.name)
+    assert stub is not None
+    entry = _judged(exercise, seeds[0], source.function(module, exercise.name, stub))
+    if (entry["status"], entry["points"]) != ("not_implemented", 0):
+        tally.failures.append(f"{exercise.id}: what students start from is {_of(entry)}, {entry['points']} points")
     variants = assignment.variants(exercise)
     if len(variants) < FEWEST_MISTAKES:
         tally.failures.append(f"{exercise.id}: {len(variants)} typical mistakes; at least {FEWEST_MISTAKES} are needed")
     for label, function in variants.items():
         tally.mistakes += 1
-        entries = [_judged(one, function) for one in recorded]
+        entries = [_judged(exercise, seed, function) for seed in seeds]
         caught = all(entry["points"] < exercise.points for entry in entries)
         given = {entry["diagnosis"] for entry in entries}
         tally.caught += caught
@@ -131,46 +151,37 @@ def _check_exercise(exercise: Exercise, tally: Tally) -> None:
         elif given != {label}:
             others = ", ".join(sorted(name or "no name" for name in given - {label}))
             tally.failures.append(f"{exercise.id}: the mistake {label} is called {others}")
-    for name in _editable(recorded[0]):
+    for name in _editable(seeds[0].judged[exercise.id]):
         tally.edits += 1
-        entry = _judged(recorded[0], _editing(right, name))
+        entry = _judged(exercise, seeds[0], _editing(right, name))
         if entry["points"] or entry["diagnosis"] != "argument-changed" or f"argument {name} " not in entry["message"]:
             tally.failures.append(f"{exercise.id}: that {name} is edited in place is not told")
 
 
-def _recorded(exercise: Exercise, seed: bytes) -> RecordedExercise:
-    complete = assignment.complete(_only(assignment.inputs(exercise.lesson, seed), exercise.id))
-    return complete.exercises[0]
+def _seed(lesson: int, seed: bytes) -> _Seed:
+    recorded = assignment.complete(assignment.inputs(lesson, seed))
+    return _Seed(recorded, {exercise.id: grading.plain_exercise(exercise) for exercise in recorded.exercises})
 
 
-def _only(recorded: Recorded, id: str) -> Recorded:
-    return replace(recorded, exercises=tuple(e for e in recorded.exercises if e.id == id))
-
-
-def _judged(exercise: RecordedExercise, function: Callable[..., Any]) -> dict[str, Any]:
+def _judged(exercise: Exercise, seed: _Seed, function: Callable[..., Any]) -> dict[str, Any]:
     """The report on a function of our own, called in this process."""
     messages = []
-    for case in exercise.cases:
-        args = {name: _argument(value) for name, value in case.args.items()}
+    for case in _with_id(seed.recorded, exercise.id).cases:
+        args = {name: assignment.argument(value) for name, value in case.args.items()}
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
             try:
                 answer = function(**args)
             except Exception as error:
-                name = exercise.function.split(":")[1]
-                said = {"type": type(error).__name__, "message": str(error), "where": "", "function": name}
+                said = {"type": type(error).__name__, "message": str(error), "where": "", "function": exercise.name}
                 messages.append({"kind": "raised", **said})
                 continue
         after = {name: value for name, value in args.items() if not isinstance(case.args[name], (Rng, Ops))}
         messages.append(plain({"kind": "answer", "answer": answer, "args": after, "seconds": 0.0}))
-    return grading.judged(exercise, messages)
+    return grading.judged(seed.judged[exercise.id], messages)
 
 
-def _argument(value: Any) -> Any:
-    if isinstance(value, Rng):
-        return np.random.default_rng(value.seed)
-    if isinstance(value, Ops):
-        return importlib.import_module("kernels.linear")
-    return copy.deepcopy(value)
+def _with_id(recorded: Recorded, id: str) -> RecordedExercise:
+    return next(exercise for exercise in recorded.exercises if exercise.id == id)
 
 
 def _editable(exercise: RecordedExercise) -> list[str]:
@@ -196,68 +207,70 @@ def _editing(right: Callable[..., Any], name: str) -> Callable[..., Any]:
 # ---------------------------------------------------------------------------------------------- the sandbox
 
 
-def _check_sandbox(lesson: int, exercises: Sequence[Exercise], files: Mapping[str, bytes], tally: Tally) -> None:
-    paths = {source.path_of(exercise.function) for exercise in exercises}
-    originals = {path: (ROOT / path).read_text(encoding="utf-8") for path in paths}
-    report = _graded(lesson, originals, files)
-    for entry in report["exercises"]:
-        if entry["status"] != "passed":
-            tally.failures.append(f"{entry['id']}: the reference does not pass in the sandbox: {_of(entry)}")
-    report = _graded(lesson, {path: files[path].decode() for path in paths}, files)
-    for entry in report["exercises"]:
-        if (entry["status"], entry["points"]) != ("not_implemented", 0):
-            tally.failures.append(
-                f"{entry['id']}: what students start from is {entry['status']}, {entry['points']} points"
-            )
-    # One exercise of the lesson, which nothing else is built on, with a mistake; and editing what it is given.
+def _check_sandbox(exercises: Sequence[Exercise], recorded: Recorded, files: Mapping[str, bytes], tally: Tally) -> None:
+    """One submission: an exercise that is not begun, one with a mistake, one that edits an argument; the rest right."""
     needed = {need for exercise in exercises for need in exercise.needs}
-    chosen = next(e for e in reversed(exercises) if e.id not in needed and _editable(_recorded(e, SEEDS[0])))
-    body, wrong = assignment.reference_body(chosen.function), chosen.wrong[0]
-    mistaken = source.edited(body, wrong.find, wrong.replace, wrong.label)
-    name = _editable(_recorded(chosen, SEEDS[0]))[0]
-    edit = f"def right():\n{textwrap.indent(body, '    ')}answer = right()\n{name}[...] = {name} == 0\nreturn answer\n"
-    for what, text, label in (("a mistake", mistaken, wrong.label), ("an edited argument", edit, "argument-changed")):
-        path = source.path_of(chosen.function)
-        entries = _graded(
-            lesson, originals | {path: source.substitute(originals[path], path, {chosen.name: text})}, files
-        )
-        for entry in entries["exercises"]:
-            if entry["id"] != chosen.id and entry["status"] != "passed":
-                tally.failures.append(f"{entry['id']}: {what} in {chosen.id} has cost it points: {_of(entry)}")
-            if entry["id"] == chosen.id and (entry["points"] >= chosen.points or entry["diagnosis"] != label):
-                tally.failures.append(f"{chosen.id}: {what} is not found in the sandbox: {_of(entry)}")
+    editable = {e.id: names for e in recorded.exercises if (names := _editable(e))}
+    free = [exercise for exercise in exercises if exercise.id not in needed]
+    editing = next((exercise for exercise in free if exercise.id in editable), None)  # some lessons have no arrays
+    unbegun, mistaken = [exercise for exercise in free if exercise is not editing][:2]
+    wrong = mistaken.wrong[0]
+    bodies = {
+        unbegun: 'raise NotImplementedError("not written yet")\n',
+        mistaken: source.edited(
+            assignment.reference_body(mistaken.function), wrong.find, wrong.replace, f"{mistaken.id} {wrong.label}"
+        ),
+    }
+    must = {unbegun.id: "", mistaken.id: wrong.label}
+    if editing is not None:
+        bodies[editing] = _edited_body(editing, editable[editing.id][0])
+        must[editing.id] = "argument-changed"
+    texts = {}
+    for path in {source.path_of(exercise.function) for exercise in exercises}:
+        other = {e.name: body for e, body in bodies.items() if source.path_of(e.function) == path}
+        texts[path] = source.substitute((ROOT / path).read_text(encoding="utf-8"), path, other)
+    for entry in _graded(texts, recorded, files)["exercises"]:
+        if entry["id"] not in must:
+            right = entry["status"] == "passed"
+        elif entry["id"] == unbegun.id:
+            right = (entry["status"], entry["points"]) == ("not_implemented", 0)
+        else:
+            right = entry["points"] < entry["max_points"] and entry["diagnosis"] == must[entry["id"]]
+        if not right:
+            wanted = must.get(entry["id"], "passed") or "not_implemented"
+            tally.failures.append(f"{entry['id']}: in the sandbox it should be {wanted}; it is {_of(entry)}")
+
+
+def _edited_body(exercise: Exercise, name: str) -> str:
+    """The reference, and after it an edit of an argument."""
+    parameters = ", ".join(inspect.signature(assignment.reference(exercise)).parameters)
+    body = textwrap.indent(assignment.reference_body(exercise.function), "    ")
+    edit = f"{name}[...] = {name} == 0\n"
+    return f"def right({parameters}):\n{body}\nanswer = right({parameters})\n{edit}return answer\n"
 
 
 def _check_attack(
-    attack: Path, lesson: int, exercises: Sequence[Exercise], files: Mapping[str, bytes], tally: Tally, bounded: bool
+    attack: Path, exercise: Exercise, recorded: Recorded, files: Mapping[str, bytes], tally: Tally
 ) -> None:
-    if attack.stem == "fork_bomb" and not bounded:
-        print("fork_bomb: not tried, the number of processes is not limited here")
-        return
     tally.attacks += 1
-    chosen = exercises[0]
-    path = source.path_of(chosen.function)
+    chosen = replace(_with_id(recorded, exercise.id), seconds=ATTACK_SECONDS)
+    path = source.path_of(exercise.function)
     original = (ROOT / path).read_text(encoding="utf-8")
-    parameters = assignment.inputs(lesson, SEEDS[1]).exercises[0].cases[0].args
-    text = source.substitute(original, path, {chosen.name: f"return attack({', '.join(parameters)})\n"})
+    text = source.substitute(original, path, {exercise.name: f"return attack({', '.join(chosen.cases[0].args)})\n"})
     text += "\n\n" + attack.read_text(encoding="utf-8")
-    report = _graded(lesson, {path: text}, files, only=chosen.id, seconds=ATTACK_SECONDS)
-    entry = report["exercises"][0]
+    report = _graded({path: text}, replace(recorded, exercises=(chosen,)), files, Limits(patience_seconds=3.0))
+    (entry,) = report["exercises"]
     if entry["points"] or entry["status"] in ("passed", "error"):
-        tally.failures.append(f"{chosen.id}: the attack {attack.stem} gets {entry['points']} points: {_of(entry)}")
+        tally.failures.append(f"{entry['id']}: the attack {attack.stem} gets {entry['points']} points: {_of(entry)}")
 
 
 def _graded(
-    lesson: int, texts: Mapping[str, str], files: Mapping[str, bytes], only: str = "", seconds: float = 0.0
+    texts: Mapping[str, str], recorded: Recorded, files: Mapping[str, bytes], limits: Limits | None = None
 ) -> dict[str, Any]:
-    inputs = assignment.inputs(lesson, SEEDS[1])
-    if only:
-        inputs = _only(inputs, only)
-    if seconds:
-        inputs = replace(inputs, exercises=tuple(replace(e, seconds=seconds) for e in inputs.exercises))
+    """The report on a submission of these files."""
+    inputs = replace(recorded, exercises=tuple(map(grading.without_answers, recorded.exercises)))
     with _tree(texts) as tree:
-        limits = Limits(patience_seconds=3.0) if seconds else Limits()
-        return grading.grade(tree, inputs, assignment.complete, files, limits=limits)
+        return grading.grade(tree, inputs, lambda _: recorded, files, limits=limits)
 
 
 @contextmanager

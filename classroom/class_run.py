@@ -10,6 +10,7 @@ moved without grading anything again.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import hmac
 import json
@@ -607,8 +608,9 @@ def grade_all(arguments: argparse.Namespace) -> int:
         raise InputError(f"--workers is {settings.workers}; it must be 1 or more, or 0 for one a core.")
     exercises = assignment.load(settings.lesson)
     sandbox.offered(settings.level).for_class()
+    grade = functools.partial(base.grade_submission, course=base.files(settings.lesson))
     try:
-        return run(settings, exercises)
+        return run(settings, exercises, grade)
     except KeyboardInterrupt:
         print("\nFinished rows are kept: the same command goes on from here.", file=sys.stderr)
         raise

@@ -17,12 +17,14 @@ import numpy as np
 from classroom.judge import Difference, compare
 from classroom.recorded import Outcome, RecordedCase, RecordedExercise, Tolerance
 from classroom.values import Named
-from classroom.views import seen
+from classroom.views import both
 
 CLOSE = 1e-6
 """Relative: how well a guess at what was done has to fit. Looser than the judge, who has spoken already."""
 MAX_ITEMS = 6
 MAX_AXES = 5
+MAX_SIZE = 100_000
+"""Elements of an array that other axes and sums are tried on: guessing must not take longer than grading."""
 
 
 class Diagnosis(NamedTuple):
@@ -55,8 +57,9 @@ def _explains(exercise: RecordedExercise, case: RecordedCase, label: str, actual
     if mistake is None:
         return False
     assert case.tolerance is not None
-    view = Outcome(seen(exercise.view, case.args, mistake.answer), mistake.mutated)
-    return compare(view, actual, case.tolerance, exercise.float32) is None
+    theirs, ours = both(exercise.view, case.args, mistake.answer, actual.answer)
+    mistaken, actual = Outcome(theirs, mistake.mutated), Outcome(ours, actual.mutated)
+    return compare(mistaken, actual, case.tolerance, exercise.float32) is None
 
 
 def general(difference: Difference, args: Mapping[str, Any], tolerance: Tolerance) -> Diagnosis:
@@ -135,7 +138,7 @@ def _order(order: tuple[int, ...]) -> str:
 def _other_form(difference: Difference, args: Mapping[str, Any], tolerance: Tolerance) -> Diagnosis | None:
     """Shapes: transposed, an axis kept or lost, not summed."""
     e, a = _floats(difference.expected), _floats(difference.actual)
-    if difference.kind != "shape" or e is None or a is None:
+    if difference.kind != "shape" or e is None or a is None or a.size > MAX_SIZE:
         return None
     for axes in _permutations(a.ndim):
         if e.ndim == a.ndim and _close(a.transpose(axes), e):

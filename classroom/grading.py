@@ -31,7 +31,7 @@ from classroom.reports.clean import clean, clean_line
 from classroom.sandbox import GraderFault, Isolation, Limits, Reply, Sandbox
 from classroom.source import FOLDERS, path_of
 from classroom.values import Named, Ops, Rng, plain
-from classroom.views import seen
+from classroom.views import both
 from minigpt.errors import InputError
 
 SCHEMA = 1
@@ -71,7 +71,7 @@ def grade_own(root: Path, recorded: Recorded, level: str = "auto") -> dict[str, 
         With expected values.
     level : str, optional
     """
-    bare = replace(recorded, exercises=tuple(_without_answers(e) for e in recorded.exercises))
+    bare = replace(recorded, exercises=tuple(without_answers(e) for e in recorded.exercises))
     return grade(root, bare, lambda _: recorded, level=level)
 
 
@@ -132,12 +132,13 @@ def grade(
     except Exception:
         faults = dict.fromkeys(results, traceback.format_exc())
         completed = inputs
-    exercises, passed = [], set()
+    exercises: list[dict[str, Any]] = []
+    passed: set[str] = set()
     for exercise in completed.exercises:
         fault = faults.get(exercise.id, "")
         if not fault:
             try:
-                _judge(exercise, results[exercise.id])
+                _judge(plain_exercise(exercise), results[exercise.id])
             except Exception:
                 fault = traceback.format_exc()
         suspicious = session.suspicious.get(exercise.id, "")
@@ -163,13 +164,23 @@ def grade(
     }
 
 
+def without_answers(exercise: RecordedExercise) -> RecordedExercise:
+    """The exercise as it is before a student's code runs."""
+    return replace(exercise, cases=tuple(RecordedCase(case.name, case.args) for case in exercise.cases))
+
+
+def plain_exercise(exercise: RecordedExercise) -> RecordedExercise:
+    """The exercise with answers as the judge compares them: as they would come back from the other side."""
+    return replace(exercise, cases=tuple(map(_plain_case, exercise.cases)))
+
+
 def judged(exercise: RecordedExercise, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """An exercise's part of a report, from what a runner would have sent for each case.
 
     Parameters
     ----------
     exercise : RecordedExercise
-        With answers.
+        As `plain_exercise` gives it.
     messages : sequence of mapping
         Plain values.
     """
@@ -420,20 +431,19 @@ def _processor_signals() -> tuple[int, ...]:
 
 def _judge(exercise: RecordedExercise, results: list[_Result]) -> None:
     """Compare every answer; find the likely cause where one is wrong."""
-    cases = [_plain_case(case) for case in exercise.cases]
     differences: dict[int, judge.Difference] = {}
-    raw: list[tuple[RecordedCase, Outcome]] = []
-    for number, (case, result) in enumerate(zip(cases, results, strict=True)):
+    answered: list[tuple[RecordedCase, Outcome]] = []
+    for number, (case, result) in enumerate(zip(exercise.cases, results, strict=True)):
         if result.kind != "answer":
             continue
         assert result.outcome is not None
         assert case.expected is not None
         assert case.tolerance is not None
-        actual = Outcome(_seen(exercise, case, result.outcome.answer), result.outcome.mutated)
-        expected = Outcome(seen(exercise.view, case.args, case.expected.answer), case.expected.mutated)
+        theirs, ours = both(exercise.view, case.args, case.expected.answer, result.outcome.answer)
+        expected, actual = Outcome(theirs, case.expected.mutated), Outcome(ours, result.outcome.mutated)
         difference = judge.compare(expected, actual, case.tolerance, exercise.float32)
         changed = judge.edited(case.args, result.after, exercise.mutates)
-        raw.append((case, actual))
+        answered.append((case, result.outcome))
         if difference is not None:
             differences[number] = difference
             result.text = _sentence(difference.text)
@@ -445,21 +455,13 @@ def _judge(exercise: RecordedExercise, results: list[_Result]) -> None:
         result.passed = difference is None and not changed
     if not differences:
         return
-    cause = diagnosis.typical(exercise, raw) if len(raw) == len(results) else diagnosis.NONE
+    cause = diagnosis.typical(exercise, answered) if len(answered) == len(results) else diagnosis.NONE
     for number, difference in differences.items():
-        result, case = results[number], cases[number]
+        result, case = results[number], exercise.cases[number]
         if result.label:
             continue
         found = cause if cause.label else _one_cause(exercise, case, result, difference)
         result.label, result.cause = found
-
-
-def _seen(exercise: RecordedExercise, case: RecordedCase, answer: Any) -> Any:
-    """A student's answer through the exercise's view; one that the view cannot look at goes to the judge as it is."""
-    try:
-        return seen(exercise.view, case.args, answer)
-    except Exception:
-        return answer
 
 
 def _one_cause(
@@ -605,11 +607,6 @@ def _isolation(isolation: Isolation | None) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------- reconciliation
-
-
-def _without_answers(exercise: RecordedExercise) -> RecordedExercise:
-    cases = tuple(RecordedCase(case.name, case.args) for case in exercise.cases)
-    return replace(exercise, cases=cases)
 
 
 def _checked(completed: Recorded, inputs: Recorded) -> Recorded:

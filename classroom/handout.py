@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from classroom import assignment, manifest, recorded, source
@@ -116,9 +116,9 @@ def stub_messages(root: Path) -> dict[str, dict[str, str]]:
     return messages
 
 
-def module(text: str, path: str, messages: Mapping[str, str]) -> str:
-    """A module of the course as students get it."""
-    return source.without_fast_forms(source.strip(text, path, messages))
+def module(text: str, path: str, messages: Mapping[str, str], solved: Collection[str] = ()) -> str:
+    """A module of the course as students get it, but for functions that are solved already."""
+    return source.without_fast_forms(source.strip(text, path, messages, solved))
 
 
 def notebook(text: str) -> str:

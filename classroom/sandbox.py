@@ -203,7 +203,8 @@ class Sandbox:
         args : mapping of str to value
         seconds : float
             Processor time. Twice that and the limits' patience is the time by the clock after which the call counts as
-            endless; time in which the machine was too busy to run it does not count.
+            endless; time in which the machine was too busy to run it does not count, unless the call has started
+            threads or processes.
         """
         wall_seconds = 2 * seconds + self.limits.patience_seconds
         self._calls += 1
@@ -221,7 +222,7 @@ class Sandbox:
             except queue.Empty:
                 # What the runner spent waiting for a processor, on a machine that is busy, is not its fault.
                 now = self._waited()
-                if end is None and now > waited + 0.01 and until < latest:
+                if end is None and now > waited + 0.01 and until < latest and self._alone():
                     until, waited = min(until + now - waited, latest), now
                     continue
                 return end or Reply("timeout")
@@ -312,7 +313,8 @@ class Sandbox:
         data = json.dumps(settings).encode()
         self._send(_LENGTH.pack(len(data)) + data)
         self.isolation = self._isolation() if linux else _elsewhere()
-        self._runner = _innermost(self._process.pid) if linux else 0
+        self._family = [self._process.pid, *_descendants(self._process.pid)] if linux else []
+        self._runner = self._family[-1] if linux else 0
 
     def _waited(self) -> float:
         """Seconds for which the runner was ready to run and had no processor (Linux; else 0)."""
@@ -320,6 +322,14 @@ class Sandbox:
             return int(Path(f"/proc/{self._runner}/schedstat").read_text().split()[1]) / 1e9
         except (OSError, IndexError, ValueError):
             return 0.0
+
+    def _alone(self) -> bool:
+        """Whether the runner has started nothing that it would itself be waiting for (Linux)."""
+        try:
+            threads = len(os.listdir(f"/proc/{self._runner}/task"))
+        except OSError:
+            return False
+        return threads == 1 and set(_descendants(self._process.pid)) <= set(self._family)
 
     def _isolation(self) -> Isolation:
         until = time.monotonic() + self.limits.start_seconds
@@ -515,18 +525,21 @@ def _tasks_now() -> int:
     return count
 
 
-def _innermost(pid: int) -> int:
-    """The runner, by the number that this process knows it by: the keeper's child, or that one's."""
-    parents = {}
+def _descendants(pid: int) -> list[int]:
+    """Processes that have come of one and live, the nearest first, by the numbers that this process knows them by."""
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parents[int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])] = int(entry.name)
+                state, parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[:2]
             except OSError:
                 continue
-    while pid in parents:
-        pid = parents[pid]
-    return pid
+            if state != b"Z":
+                children.setdefault(int(parent), []).append(int(entry.name))
+    found = [pid]
+    for one in found:  # grows as it goes
+        found += children.get(one, [])
+    return found[1:]
 
 
 def _hide_memory() -> None:

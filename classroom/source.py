@@ -17,7 +17,7 @@ import ast
 import functools
 import io
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -119,14 +119,16 @@ def path_of(function: str) -> str:
 # ---------------------------------------------------------------------------------------------- other bodies
 
 
-def strip(text: str, path: str, messages: Mapping[str, str]) -> str:
-    """The module with every solution replaced by a stub.
+def strip(text: str, path: str, messages: Mapping[str, str], solved: Collection[str] = ()) -> str:
+    """The module with solutions replaced by stubs.
 
     Parameters
     ----------
     text, path : str
     messages : mapping of str to str
         Function name → what its NotImplementedError says.
+    solved : collection of str, optional
+        Names of functions that keep their solution, without the markers.
 
     Raises
     ------
@@ -137,7 +139,9 @@ def strip(text: str, path: str, messages: Mapping[str, str]) -> str:
     for name, body in bodies.items():
         if name not in messages:
             raise InputError(f"{path}:{body.begin}: {name} belongs to no exercise")
-    return _replaced(text, {bodies[name]: _stub(messages[name]) for name in bodies})
+    return _replaced(
+        text, {place: place.body if name in solved else _stub(messages[name]) for name, place in bodies.items()}
+    )
 
 
 def substitute(text: str, path: str, bodies: Mapping[str, str]) -> str:
@@ -262,6 +266,7 @@ def _spans(text: str, path: str) -> Iterator[tuple[int, int]]:
         raise InputError(f"{path}:{begin}: the solution that begins here does not end")
 
 
+@functools.lru_cache(maxsize=8)  # a module is asked for one function after the other
 def _parse(text: str, path: str) -> ast.Module:
     try:
         return ast.parse(text)

@@ -33,8 +33,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kernels import Backend
 from lessons import METHODS
-from lessons.common import plotting, runner, sweep
+from lessons.common import gradcheck, plotting, runner, sweep
+from lessons.common.derivation import Derivation
+from lessons.common.gradcheck import Check
 from lessons.common.lora_serving import MultiLoRA
 from lessons.common.measure import step_cost
 from lessons.common.method import Method, n_trainable, trunk_of
@@ -171,6 +174,103 @@ def pareto_front(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
     strict = (cost[:, None] < cost[None, :]) | (quality[:, None] > quality[None, :])
     return np.logical_not((cheap & good & strict).any(axis=0))
     ### END SOLUTION
+
+
+def check_choice(backend: Backend) -> list[Check]:
+    """Which rate is taken: of the lowest loss, of equal ones the lowest rate, never one that diverged."""
+    cases = {
+        "the lowest loss": (1, ([0.1, 0.3, 0.9], [2.5, 2.1, 2.2])),
+        "not the one that diverged": (0, ([0.1, 0.3, 0.9], [2.5, math.nan, math.inf])),
+        "of equal ones the lowest rate": (2, ([0.9, 0.3, 0.1], [2.0, 2.5, 2.0])),
+        "none, if all diverged": (-1, ([0.1, 0.3], [math.nan, math.inf])),
+    }
+    return [
+        gradcheck.agree(name, wanted, lambda given=given: choose_rate(*given))
+        for name, (wanted, given) in cases.items()
+    ]
+
+
+def check_intervals(backend: Backend) -> list[Check]:
+    """Against Student's printed table, and: of many made-up experiments so many intervals hold the truth."""
+    five, three = [0.5, 0.7, 0.6, 0.9, 0.8], [1.0, 2.0, 3.0]
+
+    def held() -> bool:
+        draws = np.random.default_rng(0).standard_normal((2000, 3))
+        found = [mean_interval(draw.tolist(), 0.8) for draw in draws]
+        return abs(sum(low < 0 < high for _, low, high in found) / len(found) - 0.8) < 0.03
+
+    return [
+        gradcheck.agree("five seeds, 95 %: t = 2.776445", _interval(five, 2.776445105), lambda: mean_interval(five)),
+        gradcheck.agree(
+            "three seeds, 90 %: t = 2.919986", _interval(three, 2.919985580), lambda: mean_interval(three, 0.9)
+        ),
+        gradcheck.agree("80 % of 2,000 intervals hold the truth", 1.0, held),
+    ]
+
+
+def _interval(values: Sequence[float], t: float) -> list[float]:
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return [mean, mean - t * error, mean + t * error]
+
+
+def check_pairs(backend: Backend) -> list[Check]:
+    """Differences by seed, whatever the order, and without the seeds that only one of the two has."""
+    first, second = {0: 0.50, 1: 0.70, 2: 0.91, 7: 0.1}, {2: 0.80, 1: 0.61, 0: 0.40, 5: 0.9}
+    wanted = _interval([0.10, 0.09, 0.11], 4.302652730)
+    return [gradcheck.agree("seeds 0, 1 and 2", wanted, lambda: paired_interval(first, second))]
+
+
+def check_front(backend: Backend) -> list[Check]:
+    """Against a search through all pairs, with equal points among them."""
+    cost, quality = np.random.default_rng(0).integers(0, 6, (2, 12)).astype(float)
+
+    def beaten(i: int) -> bool:
+        return any(
+            cost[j] <= cost[i] and quality[j] >= quality[i] and (cost[j] < cost[i] or quality[j] > quality[i])
+            for j in range(12)
+        )
+
+    return [gradcheck.agree("front", [not beaten(i) for i in range(12)], lambda: pareto_front(cost, quality))]
+
+
+DERIVATIONS = (
+    Derivation(
+        "A learning rate is chosen on other data",
+        """
+        rate = argmin over the grid of the *validation* loss, with a seed that none of the final runs has
+        The least of k noisy figures is too low, the more so the larger k: what chose may not judge.
+        """,
+        (choose_rate,),
+        check_choice,
+    ),
+    Derivation(
+        "A mean, and how well it is known",
+        """
+        m = (1/n) Σ v_i,   s² = (1/(n − 1)) Σ (v_i − m)²,   interval m ± t s/√n
+        (m − μ)/(s/√n) has Student's distribution with n − 1 degrees of freedom: s is itself only an estimate, so the
+        interval is wider than ±1.96 s/√n, with few seeds much wider: t = 2.8 with five, 4.3 with three, 12.7 with two.
+        """,
+        (mean_interval,),
+        check_intervals,
+    ),
+    Derivation(
+        "Differences in pairs",
+        """
+        d_i = a_i − b_i, seed by seed:   var d = var a + var b − 2 cov(a, b)
+        Runs of one seed see the same batches in the same order. What that does to both is gone from the difference.
+        """,
+        (paired_interval,),
+        check_pairs,
+    ),
+    Derivation(
+        "What nothing else beats",
+        """
+        j beats i  ⇔  cost_j ≤ cost_i and quality_j ≥ quality_i, one of them strictly;   front = all that none beats
+        """,
+        (pareto_front,),
+        check_front,
+    ),
+)
 
 
 # ---------------------------------------------------------------------------------------------- the plan
@@ -814,6 +914,38 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
 def colour(method: str) -> str:
     """The colour of a method's family; grey for baselines."""
     return next((c for c, members in FAMILIES.values() if method in members), plotting.GREY)
+
+
+@plotting.style()
+def seeds_picture(n: int, repeats: int = 40) -> Figure:
+    """The same made-up experiment, repeated: its interval over n seeds each time, and whether that holds the truth.
+
+    Two methods are equally good, and every seed's difference is drawn from a normal distribution around 0.
+
+    Parameters
+    ----------
+    n : int
+        Seeds, 2 or more.
+    repeats : int
+    """
+    draws = np.random.default_rng(0).normal(0.0, 0.02, (repeats, n))
+    figure, axis = plotting.new(height=3.4)
+    missed = 0
+    for place, draw in enumerate(draws):
+        mean, low, high = mean_interval(draw.tolist())
+        wrong = not low < 0 < high
+        missed += wrong
+        shade = plotting.VERMILLION if wrong else plotting.BLUE
+        axis.plot([place, place], [low, high], color=shade, linewidth=1.6)
+        axis.scatter([place] * n, draw, color=shade, s=5, alpha=0.5, linewidth=0)
+        axis.plot(place, mean, "o", color=shade, markersize=4)
+    axis.axhline(0, color=plotting.GREY, linewidth=1)
+    axis.set_ylim(-0.1, 0.1)
+    axis.set_xlim(-1, repeats)
+    axis.set_xlabel("experiment; a small dot a seed, the line the 95 % interval of the mean")
+    axis.set_ylabel("difference in accuracy")
+    axis.set_title(f"{n} seeds: {missed} of {repeats} find a difference where there is none")
+    return figure
 
 
 @plotting.style()

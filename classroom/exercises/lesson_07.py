@@ -514,6 +514,11 @@ EXERCISES = (
                 "axes = list(range(x.ndim - 1))\ndA = np.tensordot(dz, x, axes=(axes, axes))\n"
                 "if out is not None:\n    out[:] = dA\nreturn dA",
             ),
+            Alternative(
+                "float32",
+                'dA = dz.reshape(-1, dz.shape[-1]).astype("f").T @ x.reshape(-1, x.shape[-1]).astype("f")\n'
+                "if out is None:\n    return dA\nout[...] = dA\nreturn out",
+            ),
         ),
     ),
     Exercise(

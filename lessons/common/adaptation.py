@@ -351,7 +351,8 @@ def rate_picture(maps: Mapping[str, np.ndarray], groups: Sequence[str]) -> Figur
     """
     columns = min(2, len(maps))
     rows = -(-len(maps) // columns)
-    figure, axes = plotting.new(rows, columns, height=0.9 + rows * (0.75 + 0.26 * len(groups)), squeeze=False)
+    height = 0.9 + rows * (0.75 + 0.26 * len(groups))
+    figure, axes = plotting.new(rows, columns, height=height, squeeze=False, sharey=True)
     shares = {name: rates / rates.max() for name, rates in maps.items()}
     scale = LogNorm(min(1e-2, *(share[share > 0].min() for share in shares.values())), 1)
     for panel, (name, share) in zip(axes.flat, shares.items(), strict=False):
@@ -361,10 +362,12 @@ def rate_picture(maps: Mapping[str, np.ndarray], groups: Sequence[str]) -> Figur
             np.arange(steps + 1) - 0.5, np.arange(n_groups + 1) - 0.5, np.ma.array(share, mask=share == 0),
             norm=scale, cmap=plotting.INTENSITY,
         )  # fmt: skip
-        for group, frozen in enumerate((share == 0).sum(1)):
-            if frozen > steps / 6:  # otherwise there is no room for the word
-                place = float(np.flatnonzero(share[group] == 0).mean())
-                panel.text(place, group, "frozen", color=plotting.GREY, ha="center", va="center", fontsize=9)
+        for group in range(n_groups):
+            bounds = np.flatnonzero(np.diff(np.concatenate(([0], share[group] == 0, [0]))))
+            start, stop = max(zip(bounds[::2], bounds[1::2], strict=True), key=lambda b: b[1] - b[0], default=(0, 0))
+            if stop - start > 0.18 * steps:  # otherwise there is no room for the word
+                middle = (start + stop - 1) / 2
+                panel.text(middle, group, "frozen", color=plotting.GREY, ha="center", va="center", fontsize=9)
         panel.set_yticks(range(n_groups), groups)
         panel.tick_params(axis="y", length=0)
         panel.grid(False)
@@ -374,7 +377,7 @@ def rate_picture(maps: Mapping[str, np.ndarray], groups: Sequence[str]) -> Figur
         panel.set_visible(False)
     bar = figure.colorbar(image, ax=axes, location="right", shrink=0.9, pad=0.02, format="{x:g}")
     bar.minorticks_off()
-    bar.set_label("learning rate, share of the highest")
+    bar.set_label("learning rate,\nshare of the highest")
     bar.outline.set_visible(False)
     return figure
 
@@ -390,24 +393,24 @@ def movement_picture(moved: Mapping[str, Mapping[str, float]]) -> Figure:
     """
     parts = list(next(iter(moved.values())))
     figure, axes = plotting.new(height=1.5 + 0.45 * len(parts))
+    tops = []
     for (name, shares), colour in zip(moved.items(), plotting.PALETTE, strict=False):
         values = [100 * shares[part] for part in parts]
         axes.plot(values, range(len(parts)), color=colour, marker="o", markersize=7, linewidth=1.2)
-        axes.annotate(
-            name, (values[-1], len(parts) - 1), xytext=(0, 10), textcoords="offset points", color=colour, ha="center"
-        )
+        tops.append(End(values[-1], len(parts) - 0.65, name, colour))
     axes.set_yticks(range(len(parts)), parts)
-    axes.set_ylim(-0.5, len(parts) - 0.3)
+    axes.set_ylim(-0.5, len(parts) + 0.2)
     axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
     axes.set_xlabel("moved by (% of the norm of the weights)")
     axes.set_title("How far each part went, from the bottom to the top")
+    plotting.label_tops(axes, tops, gap=18)
     return figure
 
 
 def movement(base: GPT, tuned: GPT) -> dict[str, float]:
     """‖ΔW‖/‖W‖ of the embeddings and of every block, from the bottom; as `movement_picture` takes it."""
     before, after = base.state(), tuned.state()
-    parts = {"embeddings": ("transformer.wte.", "transformer.wpe.")}
+    parts: dict[str, tuple[str, ...]] = {"embeddings": ("transformer.wte.", "transformer.wpe.")}
     parts |= {f"block {i}": (f"transformer.h.{i}.",) for i in range(base.config.n_layer)}
 
     def norm(arrays: Iterable[np.ndarray]) -> float:

@@ -256,10 +256,13 @@ Outcomes = dict[str, dict[str, Outcome]]
 
 
 def from_record(outcomes: Mapping[str, Any]) -> dict[str, Outcomes]:
-    """What a record holds of a run's outcomes, by task."""
+    """What a full run's record holds of its outcomes, by task and in the plan's order."""
     return {
-        task: {kind: {label: Outcome.from_record(o) for label, o in found.items()} for kind, found in of.items()}
-        for task, of in outcomes.items()
+        task: {
+            kind: {label: Outcome.from_record(o) for label, o in found.items()}
+            for kind, found in outcomes[task].items()
+        }
+        for task in FULL.tasks
     }
 
 
@@ -475,21 +478,23 @@ def bottleneck_picture(d: int, m: int) -> Figure:
     grid = {"width_ratios": [1.5, 1, 1, 1, 1]}
     figure, (shape, *places) = plotting.new(1, 5, height=4.6, gridspec_kw=grid)
     levels = (
-        (0.0, d, "a", plotting.SKY),
-        (1.0, m, "gelu(aD + b)", plotting.VERMILLION),
-        (2.0, d, "f(a)", plotting.SKY),
+        (0.0, d, plotting.SKY),
+        (1.0, m, plotting.VERMILLION),
+        (2.0, d, plotting.SKY),
     )
-    for height, wide, name, colour in levels:
+    for height, wide, colour in levels:
         shape.add_patch(Rectangle((-wide / 2, height), wide, 0.18, facecolor=colour))
-        shape.text(-d / 2, height + 0.24, f"{name}: {wide}", ha="left", va="bottom", fontsize=9)
-    for (low, below, _, _), (high, above, _, _), matrix in zip(levels, levels[1:], ("D", "U"), strict=False):
+    shape.text(0, -0.06, f"a: {d}", ha="center", va="top", fontsize=9)
+    shape.text(-m / 2 - 2, 1.09, f"gelu(aD + b):\n{m}", ha="right", va="center", fontsize=9)
+    shape.text(0, 2.24, f"f(a): {d}", ha="center", va="bottom", fontsize=9)
+    for (low, below, _), (high, above, _), matrix in zip(levels, levels[1:], ("D", "U"), strict=False):
         corners = [(-below / 2, low + 0.18), (below / 2, low + 0.18), (above / 2, high), (-above / 2, high)]
         shape.add_patch(Polygon(corners, facecolor="#EFEFEF", zorder=0))
         shape.text(0, (low + high) / 2 + 0.09, matrix, ha="center", va="center", color=plotting.GREY, fontsize=12)
-    arrow = {"arrowstyle": "->", "color": plotting.GREY, "connectionstyle": "arc3,rad=0.35", "linewidth": 1.4}
+    arrow = {"arrowstyle": "->", "color": plotting.GREY, "connectionstyle": "arc3,rad=0.25", "linewidth": 1.4}
     shape.annotate("", (0.54 * d, 2.45), (0.54 * d, 0.05), arrowprops=arrow, annotation_clip=False)
     shape.text(0, 2.62, "y = a + f(a)", ha="center", va="bottom")
-    shape.set_xlim(-0.55 * d, 0.85 * d)
+    shape.set_xlim(-0.6 * d, d)
     shape.set_ylim(-0.25, 3.05)
     shape.set_title(f"{2 * d * m + m + d:,} numbers")
     for panel, placement in zip(places, PLACEMENTS, strict=True):
@@ -501,7 +506,7 @@ def bottleneck_picture(d: int, m: int) -> Figure:
 
 def _placement(ax: Axes, placement: str) -> None:
     parallel, both = placement.startswith("parallel"), placement in ("houlsby", "parallel")
-    ax.set_title(placement.replace("_", "\n"), fontsize=10)
+    ax.set_title(placement.replace("_", " "), fontsize=10)
     ax.plot([0, 0], [-0.1, 6.3], color=plotting.GREY, linewidth=1.6)
     for bottom, sublayer, has in ((0.2, "attention", both), (3.3, "MLP", True)):
         into, out = bottom, bottom + 2.6
@@ -550,7 +555,9 @@ def start_picture(stds: Sequence[float], added: Sequence[float], losses: Sequenc
     right.set_title("Where training begins")
     for ax in (left, right):
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.set_xlabel("initial σ of both matrices")
+    left.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     return figure
 
 
@@ -584,13 +591,13 @@ def costs_picture(costs: Mapping[str, Mapping[str, Any]]) -> Figure:
     memory.set_ylim(len(costs) - 0.4, -0.6)
     memory.set_xlim(right=1.12 * memory.get_xlim()[1])
     memory.set_xlabel("memory of a training step (MB)")
-    time_.set_xlim(left=0)
+    time_.set_xlim(0, 1.12 * max(1e6 * cost["token_seconds"] for cost in costs.values()))
     time_.set_xlabel("time of one more token (µs)")
     time_.set_title("Token")
     memory.set_title("Step")
     for ax in (memory, time_):
         ax.grid(axis="y", visible=False)
-    handles = [Patch(color=colour, label=part) for part, colour in parts]
+    handles: list[Any] = [Patch(color=colour, label=part) for part, colour in parts]
     handles += [
         Line2D([], [], color=colour, marker="o", linestyle="", label=name)
         for colour, name in ((plotting.BLUE, "merged"), (plotting.VERMILLION, "adapters stay"))

@@ -242,11 +242,20 @@ class Study:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Study:
         """What a record holds of it: everything but the single masks and losses, and how long they took."""
-        importance = Importance(*(np.array(record["importance"][name]) for name in Importance._fields))
-        others = (np.array(record[name]) for name in ("ridge", "leave one out", "first order"))
-        single = np.empty((0, len(record["names"]))), np.empty(0)
-        known = record["base_loss"], record["tuned_loss"], record["r2"], record["shuffled_r2"]
-        return cls(record["names"], *single, *known, importance, *others, math.nan)
+        return cls(
+            names=record["names"],
+            masks=np.empty((0, len(record["names"]))),
+            losses=np.empty(0),
+            base_loss=record["base_loss"],
+            tuned_loss=record["tuned_loss"],
+            r2=record["r2"],
+            shuffled_r2=record["shuffled_r2"],
+            importance=Importance(*(np.array(record["importance"][name]) for name in Importance._fields)),
+            ridge=np.array(record["ridge"]),
+            leave_one_out=np.array(record["leave one out"]),
+            first_order=np.array(record["first order"]),
+            seconds=math.nan,
+        )
 
     @property
     def order(self) -> list[int]:

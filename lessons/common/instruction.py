@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from lessons.common import plotting
 from lessons.common.plotting import End
@@ -217,8 +217,8 @@ def row_picture(reads: Sequence[str], predicts: Sequence[str | None], tall: floa
             box = Rectangle((place + 0.05, height), 0.9, 1, facecolor=loud if mine else quiet)
             ax.add_patch(box)
             text = "·" if token is None else plotting.drawable(token)
-            ax.text(place + 0.5, height + 0.5, text, rotation=90, ha="center", va="center", fontsize=9,
-                    family="DejaVu Sans Mono")  # fmt: skip
+            ax.text(place + 0.5, height + 0.5, text, rotation=90, ha="center", va="center",
+                    fontsize=9 if len(text) < 10 else 7, family="DejaVu Sans Mono")  # fmt: skip
     for place in scored:
         ax.annotate("", (place + 0.5, 1.7), (place + 0.5, 2), arrowprops={"arrowstyle": "->", "color": plotting.GREY})
     first, last = scored[0], scored[-1]
@@ -248,14 +248,13 @@ def shares_picture(sizes: Mapping[str, int], shares: Mapping[str, Sequence[float
     shares : dict of str to sequence of float
         Way of mixing → a share for each task.
     """
-    figure, ax = plotting.new(height=0.9 + 0.42 * len(shares))
+    figure, ax = plotting.new(height=1.2 + 0.42 * len(shares))
     for row, parts in enumerate(shares.values()):
         start = 0.0
-        for colour, (task, n), part in zip(plotting.PALETTE, sizes.items(), parts, strict=False):
+        for colour, part in zip(plotting.PALETTE, parts, strict=False):
             ax.barh(row, 100 * part, left=start, color=colour, height=0.72, edgecolor="white")
-            name = f"{task} ({n:,})  " if row == 0 else ""
             if part > 0.05:
-                ax.text(start + 50 * part, row, f"{name}{100 * part:.0f} %", color="white", ha="center", va="center",
+                ax.text(start + 50 * part, row, f"{100 * part:.0f} %", color="white", ha="center", va="center",
                         fontsize=9)  # fmt: skip
             start += 100 * part
     ax.set_yticks(range(len(shares)), list(shares))
@@ -263,6 +262,11 @@ def shares_picture(sizes: Mapping[str, int], shares: Mapping[str, Sequence[float
     ax.set_xlim(0, 100)
     ax.grid(visible=False)
     ax.set_xlabel("share of the rows of a batch (%)")
+    handles = [
+        Patch(color=colour, label=f"{task}: {n:,} pairs")
+        for colour, (task, n) in zip(plotting.PALETTE, sizes.items(), strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=10)
     return figure
 
 
@@ -289,16 +293,17 @@ def ablation_picture(scores: Mapping[str, Sequence[Sequence[float]]], forgot: Ma
             ax.scatter(each, [row] * len(each), color=colour, s=26, alpha=0.6, linewidth=0, zorder=3)
             if each:
                 ax.scatter([mean(each)], [row], color=colour, marker="|", s=240, linewidth=2)
-        ax.set_xlim(left=min(0.0, ax.get_xlim()[0]) if ax is right else 0.0)
+        low, high = ax.get_xlim()
+        ax.set_xlim(min(0.0, low), 1.03 * high)
         for border in range(len(scores) - 1):
             ax.axhline(border + 0.5, color="#D0D0D0", linewidth=0.8)
         ax.grid(axis="y", visible=False)
-    left.set_yticks(range(len(scores)), list(scores), fontsize=9)
+    left.set_yticks(range(len(scores)), [name.replace(", each", ",\neach") for name in scores], fontsize=9)
     left.set_ylim(len(scores) - 0.5, -0.5)
-    left.set_xlabel("score, mean over the tasks")
-    right.set_xlabel(f"nats a token added on {text}")
-    left.set_title("Learnt (more is better)")
-    right.set_title("Forgotten (less is better)")
+    left.set_xlabel("score, mean over the tasks\n(more is better)")
+    right.set_xlabel(f"nats a token added on {text}\n(less is better)")
+    left.set_title("Learnt")
+    right.set_title("Forgotten")
     return figure
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.cbook import get_sample_data
 from matplotlib.figure import Figure
 
@@ -216,11 +217,12 @@ def landscape_picture(rank: int) -> Figure:
     u, s, vt = np.linalg.svd(heights - middle, full_matrices=False)
     figure, (left, right, rest) = plotting.new(1, 3, height=3.3, gridspec_kw={"width_ratios": [1, 1, 1.1]})
     share = rank * sum(heights.shape) / heights.size
+    greys = colormaps["Greys_r"].resampled(24)  # enough to see, and a small file
     for axes, image, title in (
         (left, heights, "A landscape:\n{} × {} heights".format(*heights.shape)),
         (right, middle + (u[:, :rank] * s[:rank]) @ vt[:rank], f"Rank {rank}:\n{share:.1%} of the numbers"),
     ):
-        axes.imshow(image, cmap="Greys_r", vmin=heights.min(), vmax=heights.max())
+        axes.imshow(image, cmap=greys, vmin=heights.min(), vmax=heights.max(), interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(title)
     ends = []
@@ -262,11 +264,9 @@ def ellipse_picture(matrix: np.ndarray) -> Figure:
         for i, colour in enumerate((plotting.BLUE, plotting.VERMILLION)):
             tip = done @ vt[i]
             axes.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
-            length = float(np.linalg.norm(tip))
+            length, above = float(np.linalg.norm(tip)), 6 if tip[1] > -0.1 else -14
             name = ("v₁", "v₂")[i] if axes is panels[0] else "1" if axes is panels[1] else f"σ{'₁₂'[i]} = {length:.2g}"
-            axes.annotate(
-                name, tip, xytext=(0, 6 if tip[1] >= 0 else -14), textcoords="offset points", color=colour, ha="center"
-            )
+            axes.annotate(name, tip, xytext=(0, above), textcoords="offset points", color=colour, ha="center")
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-reach, reach)
         axes.set_aspect("equal")

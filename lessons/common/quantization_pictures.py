@@ -64,12 +64,13 @@ def block_picture(block: np.ndarray, again: np.ndarray, levels: np.ndarray) -> F
     axes.set_xlim(-1, len(block))
     axes.set_xlabel(f"place in the block of {len(block)}")
     axes.set_ylabel("weight")
-    axes.set_title(f"Largest {abs(block[largest]):.2f}; error {error:.1%} of the other weights' size")
+    axes.set_title(f"Largest weight {abs(block[largest]):.2f}: the others are off by {error:.1%} of their size")
     plotting.label_ends(
         axes,
         [
             End(len(block), levels[-1] * abs(block[largest]), "levels", plotting.GREY),
-            End(len(block), 0.0, "rounded", plotting.VERMILLION),
+            End(len(block), 0.0, "○ weight", plotting.GREY),
+            End(len(block), 0.0, "● rounded", plotting.VERMILLION),
         ],
     )
     return figure

@@ -206,14 +206,19 @@ def density_picture(found: Found, lines: Mapping[str, Mapping[str, float]], unit
     return sweep_picture(drawn, lines, units)
 
 
-def from_record(record: Mapping[str, Any]) -> tuple[Found, dict[str, dict[str, float]], dict[str, str]]:
-    """What a full run's record holds of the sweep: what `density_picture` draws."""
+def from_record(
+    record: Mapping[str, Any], scores: Sequence[str]
+) -> tuple[Found, dict[str, dict[str, float]], dict[str, str]]:
+    """What a full run's record holds of the sweep, in the lesson's order: what `density_picture` draws."""
     swept = record["results"]["sweep"]
     kinds = {FULL.pairs: "pairs", FULL.labels: "labels"}
     found = {
-        name: {score: {float(d): values for d, values in by.items()} for score, by in of_task.items()}
-        for name, of_task in swept.items()
-        if name != "all entries"
+        name: {
+            score: {float(d): values for d, values in swept[name][score].items()}
+            for score in (*scores, "gradient, per tensor")
+            if score in swept[name]
+        }
+        for name in kinds
     }
     units = {name: record["figures"][f"{kinds[name]}_loss_all"]["unit"] for name in found}
     return found, swept["all entries"], units

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from lessons.common import plotting
 from lessons.common.forest import spearman
@@ -51,7 +52,7 @@ def shares(masks: Masks, groups: Groups) -> dict[str, dict[str, float]]:
 
 
 @plotting.style()
-def entries_picture(gradient: np.ndarray, chosen: Mapping[str, np.ndarray], name: str) -> Figure:
+def entries_picture(gradient: np.ndarray, chosen: Mapping[str, np.ndarray], name: str, parts: Sequence[str]) -> Figure:
     """One matrix: the size of its gradient, and which of its entries each ranking picks.
 
     Parameters
@@ -61,6 +62,8 @@ def entries_picture(gradient: np.ndarray, chosen: Mapping[str, np.ndarray], name
         Ranking → mask.
     name : str
         Of the matrix.
+    parts : sequence of str
+        What the columns make, in parts of equal width.
     """
     rows, columns = gradient.shape
     lines = (len(chosen) + 2) // 2
@@ -77,18 +80,22 @@ def entries_picture(gradient: np.ndarray, chosen: Mapping[str, np.ndarray], name
         panel.set_title(f"{ranking}: {mask.sum():,} entries", fontsize=10)
     for panel in every[len(chosen) + 1 :]:
         panel.remove()
+    wide = columns / len(parts)
     for panel in every[: len(chosen) + 1]:
-        panel.set_xticks([])
+        panel.set_xticks([(i + 0.5) * wide - 0.5 for i in range(len(parts))], list(parts))
+        panel.tick_params(axis="x", length=0)
+        for i in range(1, len(parts)):
+            panel.axvline(i * wide - 0.5, color=plotting.GREY, linewidth=0.8)
         panel.set_yticks([])
         panel.grid(visible=False)
-        panel.set_xlabel("output", fontsize=9)
-        panel.set_ylabel("input", fontsize=9)
+        panel.set_ylabel("inputs", fontsize=9)
     return figure
 
 
 @plotting.style()
 def disagreement_picture(each: np.ndarray) -> Figure:
-    """Two entries of a matrix, example by example: one on which the examples agree, one on which they cancel.
+    """Two entries of a matrix with about the same Fisher score, example by example: one on which the examples agree,
+    one on which they cancel.
 
     Parameters
     ----------
@@ -96,8 +103,9 @@ def disagreement_picture(each: np.ndarray) -> Figure:
         Gradient of each example alone.
     """
     mean, squares = each.mean(0), (each**2).mean(0)
-    agree = np.abs(mean).argmax()
     cancel = np.where(np.abs(mean) < np.median(np.abs(mean)), squares, 0.0).argmax()
+    ratio = squares / squares.flat[cancel]
+    agree = np.where((ratio > 0.8) & (ratio < 1.25), np.abs(mean), 0.0).argmax()
     figure, panels = plotting.new(1, 2, height=3.6, sharey=True)
     for panel, place, title in zip(panels, (agree, cancel), ("They agree", "They cancel"), strict=True):
         values = each.reshape(len(each), -1)[:, place]
@@ -105,7 +113,7 @@ def disagreement_picture(each: np.ndarray) -> Figure:
         panel.bar(range(len(values)), values, color=colours, width=0.75)
         panel.axhline(values.mean(), color=plotting.BLACK, linewidth=1.4, linestyle=(0, (4, 3)))
         panel.axhline(0, color="#4D4D4D", linewidth=0.8)
-        panel.set_title(f"{title}: |mean| {abs(values.mean()):.2g}, Fisher {np.mean(values**2):.1g}", fontsize=11)
+        panel.set_title(f"{title}: |mean| {abs(values.mean()):.3f}, Fisher {np.mean(values**2):.3f}", fontsize=10)
         panel.set_xlabel("example")
         panel.set_xticks([])
         panel.grid(axis="x", visible=False)
@@ -198,7 +206,7 @@ def halves_picture(a: Study, most: int = 6) -> Figure:
     for row, group in enumerate(chosen):
         for bit, colour, offset in ((0, plotting.VERMILLION, -0.19), (1, plotting.BLUE, 0.19)):
             losses = a.losses[a.masks[:, group] == bit]
-            dots.scatter(losses, row + offset + rng.uniform(-0.12, 0.12, len(losses)), s=5, color=colour, alpha=0.35,
+            dots.scatter(losses, row + offset + rng.uniform(-0.12, 0.12, len(losses)), s=6, color=colour, alpha=0.5,
                          linewidth=0)  # fmt: skip
             if len(losses):
                 dots.plot([losses.mean()] * 2, [row + offset - 0.18, row + offset + 0.18], color="black", linewidth=1.6)
@@ -207,9 +215,11 @@ def halves_picture(a: Study, most: int = 6) -> Figure:
     dots.grid(axis="y", visible=False)
     dots.set_xlabel("loss with a random half of the change (nats)")
     dots.set_title("One dot a mask")
-    edge = dots.get_xlim()[0]
-    dots.text(edge, -0.72, " without its change", color=plotting.VERMILLION, va="center", fontsize=9)
-    dots.text(dots.get_xlim()[1], -0.72, "with it ", color=plotting.BLUE, va="center", ha="right", fontsize=9)
+    for x, words, colour in (
+        (0.02, "without the group's change", plotting.VERMILLION),
+        (0.6, "with it", plotting.BLUE),
+    ):
+        dots.text(x, -0.72, words, color=colour, va="center", fontsize=9, transform=dots.get_yaxis_transform())
 
     forest, other = a.importance.mean[:-1], compared(a)["leave one out"]
     places = [np.argsort(np.argsort(-v, kind="stable"), kind="stable") + 1 for v in (forest, other)]
@@ -217,6 +227,8 @@ def halves_picture(a: Study, most: int = 6) -> Figure:
     ranks.scatter(*places, s=30, color=plotting.GREEN, linewidth=0, zorder=3)
     for i in a.order[:most]:
         ranks.annotate(a.names[i], (places[0][i], places[1][i]), xytext=(6, -3), textcoords="offset points", fontsize=9)
+    for axis in (ranks.xaxis, ranks.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     ranks.invert_xaxis()
     ranks.invert_yaxis()
     ranks.set_xlabel("rank by the forest (1: most important)")

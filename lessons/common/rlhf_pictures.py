@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from lessons.common import plotting
 from lessons.common.plotting import End
@@ -54,8 +55,8 @@ def tilted(reference: np.ndarray, rewards: np.ndarray, beta: float) -> np.ndarra
     ----------
     Rafailov et al. (2023), arXiv:2305.18290, eq. 4.
     """
-    weights = reference * np.exp((rewards - rewards.max()) / beta)
-    return weights / weights.sum()
+    policy = reference * np.exp((rewards - rewards.max()) / beta)
+    return policy / policy.sum()
 
 
 @plotting.style()
@@ -195,7 +196,7 @@ def averaged(results: Mapping[str, Any], names: Mapping[str, str]) -> tuple[dict
             for points in zip(*runs, strict=True)
         ]
     best_of = {}
-    for n in results["best_of"][0]:
+    for n in sorted(results["best_of"][0], key=int):
         true, learnt = np.mean([seed[n] for seed in results["best_of"]], axis=0)
         best_of[int(n)] = (best_of_kl(int(n)), float(learnt), float(true))
     return curves, best_of
@@ -227,6 +228,8 @@ def over_optimisation(curves: Mapping[str, Curve], best_of: Mapping[int, tuple[f
         axis.set_ylabel(AXES[name])
         axis.set_xlim(left=0)
         plotting.label_ends(axis, ends)
+        for name_of in axis.texts:  # a line may end under another one
+            name_of.set_path_effects([withStroke(linewidth=3, foreground="white")])
     axes[0].set_title("What is optimised")
     axes[1].set_title("What is meant")
     return figure

@@ -213,6 +213,21 @@ def test_17_an_argument_changed_in_place_is_named(tmp_path: Path, body: str) -> 
     assert [e["points"] for e in rest] == REST
 
 
+def test_17_an_edit_that_the_process_keeps_to_itself_counts(tmp_path: Path) -> None:
+    body = """import sys
+frame = sys._getframe()
+while "answers" not in frame.f_locals:
+    frame = frame.f_back
+values = frame.f_locals["values"]
+encode = values.encode
+values.encode = lambda reply: encode({**reply, "args": {}})
+y = x @ weight + bias
+x += 1
+return y"""
+    first, *_ = toy.grade(tmp_path, toy.with_body(body))["exercises"]
+    assert (first["points"], first["diagnosis"]) == (0, "argument-changed")
+
+
 # ---------------------------------------------------------------------------------------------- process
 
 FAULTS = {
@@ -293,11 +308,13 @@ def tasks_with(token: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_25_what_outlives_the_call_is_ended(probes: Sandbox) -> None:
+    assert probes._alone()  # then a machine that is busy gets it more time
     assert probe(probes, "outlive", seconds=600.0) == "started"
     until = time.monotonic() + 30
     while len(tasks_with(probes._token)) < 3 and time.monotonic() < until:
         time.sleep(0.05)
     assert len(tasks_with(probes._token)) >= 3
+    assert not probes._alone()
     probes.close()
     assert tasks_with(probes._token) == []
 

@@ -66,6 +66,15 @@ def test_what_looks_like_nothing_gets_no_name() -> None:
     assert diagnosis.general(found, plain(ARGS), TOLERANCE) == diagnosis.NONE
 
 
+def test_of_a_very_large_answer_no_sums_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.stack([E, 2 * E])
+    found = compare(Outcome(plain(whole.sum(0)), {}), Outcome(plain(whole), {}), TOLERANCE, True)
+    assert found is not None
+    assert diagnosis.general(found, {}, TOLERANCE).label == "not-summed"
+    monkeypatch.setattr(diagnosis, "MAX_SIZE", whole.size - 1)
+    assert diagnosis.general(found, {}, TOLERANCE) == diagnosis.NONE
+
+
 def test_swapped_results() -> None:
     a, b, c = E, E[0], E[1:]
     swapped = diagnosis.swapped(plain((a, b, c)), plain((b, a, c)), TOLERANCE, True)

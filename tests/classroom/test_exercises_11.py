@@ -110,10 +110,6 @@ def test_mistakes_that_nobody_listed_are_caught(name: str, body: str, seed: byte
     assert failed(EXERCISES[name], body, seed)
 
 
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_reference_fails_nowhere(name: str) -> None:
-    assert failed(EXERCISES[name], assignment.reference_body(EXERCISES[name].function), b"a secret") == []
-
-
-def test_the_functions_are_those_that_the_lesson_compares_with() -> None:
-    assert list(EXERCISES) == ["choose_rate", "mean_interval", "paired_interval", "pareto_front"]
+def test_what_is_right_would_not_be_caught() -> None:
+    for exercise in EXERCISES.values():
+        assert failed(exercise, assignment.reference_body(exercise.function), b"a secret") == []

@@ -10,7 +10,7 @@ import pytest
 from classroom import views
 from classroom.judge import Difference, compare, edited
 from classroom.recorded import Outcome, Tolerance
-from classroom.values import plain
+from classroom.values import Rng, plain
 
 TOLERANCE = Tolerance(1e-9, 1e-5, 1e-3)
 E = np.random.default_rng(0).standard_normal((3, 4))
@@ -159,7 +159,7 @@ def test_arguments_that_the_call_changes_are_answers() -> None:
 
 
 def test_edited_arguments() -> None:
-    before = plain({"x": E, "cache": Factors(E, (1.0, None)), "n": 3, "d": {"a": E}, "rng": 1})
+    before = plain({"x": E, "cache": Factors(E, (1.0, None)), "n": 3, "d": {"a": E}, "rng": Rng(1)})
     assert edited(before, before, ()) == []
     nan = plain({"x": np.full(2, np.nan)})
     assert edited(nan, nan, ()) == []
@@ -173,6 +173,7 @@ def test_edited_arguments() -> None:
         assert edited(before, before | {name: plain(value)}, ()) == [name]
         assert edited(before, before | {name: plain(value)}, (name,)) == []
     assert edited(before, {k: v for k, v in before.items() if k != "rng"}, ()) == []
+    assert edited(before, {k: v for k, v in before.items() if k != "x"}, ()) == ["x"]
     zero = plain({"x": np.zeros(2)})
     assert edited(zero, plain({"x": -np.zeros(2)}), ()) == ["x"]
 
@@ -197,3 +198,44 @@ def test_views_take_both_signs_and_nothing_else() -> None:
 def test_a_view_leaves_other_forms_to_the_judge(name: str, answer: Any) -> None:
     views.seen(name, {}, plain(answer))
     assert views.seen("", {}, 3) == 3
+
+
+def test_a_form_that_a_view_does_not_know_is_compared_as_it_is() -> None:
+    rng = np.random.default_rng(1)
+    U, S, Vt = np.linalg.svd(rng.standard_normal((6, 4)), full_matrices=False)
+    expected = plain((-U, S, -Vt))
+    for answer in ([U, S], (U, S, Vt[:3]), None, (U.astype(">f8"), S)):
+        theirs, ours = views.both("svd_signs", {}, expected, plain(answer))
+        assert theirs is expected
+        assert kind(theirs, ours) != ""
+    theirs, ours = views.both("svd_signs", {}, expected, plain((U, S, Vt)))
+    assert theirs is not expected
+    assert kind(theirs, ours) == ""
+    # A view that fails at an answer leaves it alone as well.
+    expected = plain((1.0, (E, E, E, 1)))
+    assert views.both("ppo_loss", {}, expected, expected) == (expected, expected)
+
+
+def test_factors_whose_product_would_fill_the_memory_are_left_alone() -> None:
+    long = np.zeros((1_000_000, 1))
+    for name, answer in (("svd_product", (long, long.T)), ("lora_product", (long.T, long, 1.0))):
+        assert views.seen(name, {}, answer) is answer
+
+
+def test_the_dtype_of_a_given_array_is_not_the_students() -> None:
+    coarse = (E * (1 + 1e-7)).astype("f").astype(float)
+    other = np.ones(3)
+
+    def kind_of(answer: Any, out: Any, expected: Any = E, float32: bool = True) -> str:
+        outcomes = Outcome(plain(expected), {"out": plain(E)}), Outcome(plain(answer), {"out": plain(out)})
+        found = compare(*outcomes, TOLERANCE, float32)
+        return found.kind if found else ""
+
+    assert kind_of(coarse, coarse) == ""
+    assert kind_of(coarse.astype("f"), coarse) == ""
+    assert kind_of(coarse, coarse, float32=False) == "values"
+    assert kind_of(E * 1.001, E) == kind_of(E, E * 1.001) == "values"
+    # What is changed in place, and is not the answer, keeps the digits that it had.
+    assert kind_of(None, coarse, expected=None) == "values"
+    assert kind_of(other, coarse, expected=other) == "values"
+    assert difference(E, coarse) is not None

@@ -16,8 +16,8 @@ TOLERANCE = Tolerance(1e-9, 1e-6, 1e-3)
 
 def same(view: str, args: Any, a: Any, b: Any) -> bool:
     """Whether the judge takes b for a."""
-    first, second = (Outcome(views.seen(view, args, plain(answer)), {}) for answer in (a, b))
-    return judge.compare(first, second, TOLERANCE, float32=False) is None
+    first, second = views.both(view, args, plain(a), plain(b))
+    return judge.compare(Outcome(first, {}), Outcome(second, {}), TOLERANCE, float32=False) is None
 
 
 def test_factors_may_have_other_signs_or_be_others_of_the_same_product() -> None:

@@ -15,8 +15,9 @@ from matplotlib.image import imread
 pytest.importorskip("IPython")
 
 from lessons import lesson_01_pretraining as first
+from lessons import lesson_05_importance_ranking as importance
 from lessons import lesson_07_lora as lora
-from lessons.common import course, looking, lora_study, notebook, plotting, runner
+from lessons.common import course, forest, looking, lora_study, notebook, plotting, runner
 from lessons.common.bands import Band
 from lessons.common.gradcheck import Check
 from lessons.common.notebook import NotebookRun
@@ -139,6 +140,16 @@ def test_an_attempt_reaches_the_functions_of_a_lesson(run: NotebookRun, shown: A
     assert "✓" in rows["dx"]
     assert "not written yet" in rows["dA"]
     assert "✗" in rows["dB"]
+
+
+def test_an_attempt_reaches_functions_that_the_lesson_only_imports(run: NotebookRun, shown: Any) -> None:
+    derived = next(d for d in importance.DERIVATIONS if forest.best_split in d.functions)
+
+    def best_split(X: Any, y: Any, min_leaf: int = 1) -> Any:
+        raise NotImplementedError
+
+    run.attempt(derived, best_split)
+    assert "not written yet" in text_of(shown)
 
 
 def record(values: list[float]) -> dict[str, Any]:
