@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 
 from kernels import Backend
 from lessons import METHODS
-from lessons.common import gradcheck, plotting, runner, sweep
+from lessons.common import derivation, gradcheck, plotting, runner, sweep
 from lessons.common.derivation import Derivation
 from lessons.common.gradcheck import Check
 from lessons.common.lora_serving import MultiLoRA
@@ -184,10 +184,7 @@ def check_choice(backend: Backend) -> list[Check]:
         "of equal ones the lowest rate": (2, ([0.9, 0.3, 0.1], [2.0, 2.5, 2.0])),
         "none, if all diverged": (-1, ([0.1, 0.3], [math.nan, math.inf])),
     }
-    return [
-        gradcheck.agree(name, wanted, lambda given=given: choose_rate(*given))
-        for name, (wanted, given) in cases.items()
-    ]
+    return [gradcheck.agree(name, wanted, partial(choose_rate, *given)) for name, (wanted, given) in cases.items()]
 
 
 def check_intervals(backend: Backend) -> list[Check]:
@@ -1148,6 +1145,7 @@ def lesson(run: Run) -> None:
     settings = run.settings
     if settings.data is not None:
         raise InputError("the comparison runs on its own tasks; the other lessons take DATA")
+    derivation.require(derivation.derive(run, DERIVATIONS), "the comparison")
     plan = plan_of(run)
     kept = run.directory / ("quick" if settings.quick else "full" if settings.full else "core")
     metric = {task: TASKS[task].metric for task in plan.tasks}
@@ -1181,7 +1179,8 @@ def lesson(run: Run) -> None:
     files.write_atomic(run.directory / "comparison.md", readme_table(run.results).encode())
     for cell in found:
         if cell.score:
-            run.report(f"{cell.task}/{cell.method}", cell.score, TASKS[cell.task].metric)
+            # what comes out of a smaller base and fewer steps has no place in the full run's bands
+            run.report(f"{cell.task}/{cell.method}", cell.score, TASKS[cell.task].metric, banded=run.settings.full)
 
 
 def cost_jobs(plan: Plan) -> list[Job]:

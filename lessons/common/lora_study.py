@@ -445,9 +445,10 @@ def _lines(axes: Any, shown: Sequence[tuple[str, Mapping[str, Outcome], str]], f
     places = sorted({int(x) for _, outcomes, _ in shown for x in outcomes})
     ends = []
     for name, outcomes, colour in shown:
-        x = [int(place) for place in outcomes]
-        means = [math.fsum(o.loss) / len(o.loss) for o in outcomes.values()]
-        for place, o in zip(x, outcomes.values(), strict=True):
+        found = {place: outcomes[str(place)] for place in sorted(map(int, outcomes))}  # a record sorts them as words
+        x = list(found)
+        means = [math.fsum(o.loss) / len(o.loss) for o in found.values()]
+        for place, o in found.items():
             axes.scatter(
                 [place] * len(o.loss), o.loss, color=colour, s=16, alpha=0.6, linewidth=0, zorder=3, clip_on=False
             )
