@@ -614,7 +614,8 @@ def show_choice(run: Run, plan: Plan, base: GPT, task: Task) -> None:
         table_rows.append(
             [score, passes.get(kind, len(data)), f"{seconds:.2f}", *(f"{v:.0f}" for v in by_kind), f"{overlap:.2f}"]
         )
-    headers = ["ranking", "passes", "seconds", *(f"{kind} (%)" for kind in KINDS), "same as gradient"]
+    short = {"token embedding": "wte", "position embedding": "wpe"}
+    headers = ["ranking", "passes", "s", *(f"{short.get(kind, kind)} %" for kind in KINDS), "same as gradient"]
     run.say(table(table_rows, headers))
     began = time.perf_counter()
     scored, objective, batches = Importance(n_labels=task.n_labels, score="fisher").scored_model(base, 0, data)

@@ -412,13 +412,14 @@ def show_costs(run: Run, base: GPT, task: Task, plan: Plan) -> None:
         ]
         for label, step in steps.items()
     ]
-    headers = ["", "trainable", "formula", "of base", "step ms", "gradients + Adam MB", "activations MB",
+    headers = ["", "trained", "formula", "of base", "step ms", "dW + Adam MB", "kept MB",
                "peak MB", "token µs", ""]  # fmt: skip
     run.say(table(rows, headers, "lrrrrrrrrl"))
     run.say(
-        "\n  Gradients and optimizer state shrink with what is trained. Activations shrink less: the gradient still\n"
-        "  has to pass through the frozen layers on its way down. What BitFit and IA3 learn folds into the weights;\n"
-        "  an adapter is two more products and a GELU for every token, after or beside the layer it belongs to."
+        "\n  Gradients and optimizer state shrink with what is trained. What is kept of the forward, the activations,\n"
+        "  shrinks less: the gradient still has to pass through the frozen layers on its way down. What\n"
+        "  BitFit and IA3 learn folds into the weights; an adapter is two more products and a GELU for\n"
+        "  every token, after or beside the layer it belongs to."
     )
     run.results["costs"] = {
         label: {"step": step.as_record(), "token_seconds": tokens[label], "state": states[label]}
