@@ -234,7 +234,8 @@ def _read(path: PathLike) -> tuple[str, dict[str, Any]]:
         ) from error
     if not text.strip():
         raise InputError(f"{path}: is empty")
-    provenance = {"source": os.fspath(path), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    # The name alone: records are made to be shared, and the hash says which file it was.
+    provenance = {"source": Path(path).name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return text, provenance
 
 
