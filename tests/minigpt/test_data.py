@@ -310,6 +310,7 @@ def test_text_is_cut_into_contiguous_parts_and_kept_as_it_is(tmp_path):
     assert len(data.train[0]) == int(len(text) * 0.9)
     assert len(data.test[0]) == len(text) - int(len(text) * 0.95)
     assert data.provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert data.provenance["source"] == path.name  # records are shared; where the file lay is nobody's business
     assert data.provenance["bytes"] == path.stat().st_size
     assert data.provenance["characters"] == len(text)
 
