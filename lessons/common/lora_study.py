@@ -609,9 +609,9 @@ def show_labelled(run: Run, task: Task, found: Mapping[str, Outcome]) -> None:
 
 
 EXPECTED = """\
-  expect the loss to fall with the rank: the base has hardly seen such pairs, and a low rank cannot carry all that is
-  new. At a high rank α/r leaves LoRA a small step and α/√r does not: there rsLoRA should be far ahead, and level with
-  full fine-tuning, which at equal steps beats every adapter of rank 8 here."""
+  expect the loss to fall with the rank: the base has met such pairs among its texts and cannot do them yet, and a low
+  rank cannot carry all that is to be learnt. At a high rank α/r leaves LoRA a small step and α/√r does not: there
+  rsLoRA should be far ahead, and level with full fine-tuning. At equal steps that beats all adapters of rank 8 here."""
 
 
 def show_results(run: Run, task: Task, results: Mapping[str, Mapping[str, Outcome]], plan: Plan) -> None:

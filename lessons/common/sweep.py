@@ -7,6 +7,7 @@ an earlier sitting, or by another part of the same sweep on another machine, is 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -147,6 +148,9 @@ def _work(
             if results is not None:
                 results.close()
             get_reusable_executor().shutdown(wait=True, kill_workers=True)  # leaves no process behind
+            # loky gives its semaphores back when its objects are collected: now, not while the process is ending.
+            results = None
+            gc.collect()
 
 
 @contextmanager
