@@ -295,12 +295,13 @@ def reading(job: Job) -> dict[str, Any]:
         return float((cosines.sum((1, 2)) - k).mean() / (k * (k - 1)))
 
     same, rng = np.arange(len(judge)), np.random.default_rng(job["seed"])
+    trained = likeness(done, same)
     chance = [likeness(done, rng.permutation(same)) for _ in range(job["permutations"])]
     return {
-        "trained": likeness(done, same),
+        "trained": trained,
         "untrained": likeness(start, same),
         "chance": float(np.mean(chance)),
-        "p": (1 + sum(value >= likeness(done, same) for value in chance)) / (1 + len(chance)),
+        "p": (1 + sum(value >= trained for value in chance)) / (1 + len(chance)),
     }
 
 
@@ -379,31 +380,32 @@ def measure(job: Job) -> dict[str, Any]:
 
 def jobs(sizes: Sizes) -> list[Job]:
     """All small studies but the slant's, which chooses a learning rate first."""
-    steps, seeds = max(2, 240 // sizes.shrink), range(sizes.seeds)
-    n = max(32, 1000 // sizes.shrink)
+    repeated = [job | {"seed": seed} for seed in range(sizes.seeds) for job in of_a_seed(sizes)]
+    return [{"what": "counted", "rank": 8}, *repeated]
+
+
+def of_a_seed(sizes: Sizes) -> list[dict[str, Any]]:
+    """The small studies that are repeated with every seed."""
     small = sizes.shrink > 1
-    found: list[dict[str, Any]] = [{"what": "counted", "rank": 8}]
-    for seed in seeds:
-        found += [
-            {"what": "rivals", "base": sizes.base, "rank": 8, "steps": 20 if small else 500},
-            {"what": "components"},
-            {"what": "bleu", "n": 40 if small else 200},
-            {"what": "latency", "base": sizes.base, "turns": 2 if small else 10, "tokens": 8 if small else 64},
-            *({"what": "ranking price", "base": name, "n": n, "steps": steps} for name in sizes.bases),
-            *(
-                {"what": "swapped", "method": method, "base": sizes.base, "n": n, "steps": steps // 2}
-                for method in ("lora", "adapters")
-            ),
-            *(
-                {
-                    "what": "reading", "base": sizes.base, "judge": "base-m", "task": task, "n": n, "steps": steps,
-                    "k": 5, "permutations": 20 if small else 200,
-                }
-                for task in ("sentiment-pairs", "topic-pairs")
-            ),
-        ]  # fmt: skip
-        found = [job if "seed" in job or job["what"] == "counted" else job | {"seed": seed} for job in found]
-    return [dict(job) for job in found]
+    n, steps = max(32, 1000 // sizes.shrink), max(2, 240 // sizes.shrink)
+    return [
+        {"what": "rivals", "base": sizes.base, "rank": 8, "steps": 20 if small else 500},
+        {"what": "components"},
+        {"what": "bleu", "n": 40 if small else 200},
+        {"what": "latency", "base": sizes.base, "turns": 2 if small else 10, "tokens": 8 if small else 64},
+        *({"what": "ranking price", "base": name, "n": n, "steps": steps} for name in sizes.bases),
+        *(
+            {"what": "swapped", "method": method, "base": sizes.base, "n": n, "steps": steps // 2}
+            for method in ("lora", "adapters")
+        ),
+        *(
+            {
+                "what": "reading", "base": sizes.base, "judge": "base-m", "task": task, "n": n, "steps": steps,
+                "k": 5, "permutations": 20 if small else 200,
+            }
+            for task in ("sentiment-pairs", "topic-pairs")
+        ),
+    ]  # fmt: skip
 
 
 def run_slant(sizes: Sizes, kept: Path, workers: int) -> dict[str, dict[str, float]]:

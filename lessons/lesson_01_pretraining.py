@@ -330,7 +330,7 @@ QUICK = Recipe(300, 2, 2, 32, 32, 8, steps=30, warmup=5, eval_every=10, eval_win
 def prepare(run: Run) -> tuple[Recipe, DataSet[str], Text]:
     """Sizes of the run, what there is to read, and the tokenizer learnt from it."""
     settings = run.settings
-    recipe = QUICK if settings.quick else CORE
+    recipe = settings.choose(QUICK, CORE)
     data = load_corpus(settings.data or "pydocs")
     if settings.quick:
         data = replace(data, train=data.train[:200], validation=data.validation[:20])

@@ -451,7 +451,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-2` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    plan = plan_for(settings)
+    plan = settings.choose(QUICK, CORE, FULL)
     base, tokenizer = bases.load(plan.base, backend=run.backend)
     run.picture("schedules", schedule_picture(len(layer_groups(base))))
     show_groups(run, base)
@@ -472,11 +472,6 @@ def lesson(run: Run) -> None:
     }
     if not settings.data and not settings.quick:
         show_movies(run, laboratory, main_results)
-
-
-def plan_for(settings: Settings) -> Plan:
-    """How large everything is."""
-    return QUICK if settings.quick else FULL if settings.full else CORE
 
 
 def prepare(settings: Settings, plan: Plan, base: GPT, tokenizer: Tokenizer) -> Laboratory:

@@ -39,7 +39,7 @@ from lessons.common.derivation import Derivation, gradients
 from lessons.common.gradcheck import Check
 from lessons.common.measure import step_cost
 from lessons.common.method import Method, Tuned, assign, register
-from lessons.common.runner import Run, Settings
+from lessons.common.runner import Run
 from lessons.common.table import spread, table
 from lessons.common.tasks import LabelTask, load_task, own_task, require_labels
 from lessons.lesson_02_ulmfit_target import SCHEDULES, Variant, layer_groups, rate_groups, rate_map
@@ -526,7 +526,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-3` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    sizes = sizes_for(settings)
+    sizes = settings.choose(QUICK, CORE, FULL)
     base, tokenizer = bases.load(sizes.language.base, backend=run.backend)
     tables: dict[str, dict[str, Outcome]] = {}
     curves: dict[str, dict[str, dict[int, Outcome]]] = {}
@@ -554,11 +554,6 @@ def lesson(run: Run) -> None:
             for name, starts in curves.items()
         },
     }
-
-
-def sizes_for(settings: Settings) -> Sizes:
-    """How large everything is."""
-    return QUICK if settings.quick else FULL if settings.full else CORE
 
 
 def try_starts(

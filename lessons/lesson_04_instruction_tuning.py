@@ -41,7 +41,7 @@ from lessons.common.instruction import (
     show_tasks,
     show_unseen,
 )
-from lessons.common.runner import Run, Settings
+from lessons.common.runner import Run
 from lessons.common.scenarios import OTHER, few_shot, measure, written_scores
 from lessons.common.table import spread, table
 from lessons.common.tasks import PairTask, load_task, own_task, require_pairs
@@ -509,11 +509,6 @@ QUICK = Plan(
 )
 
 
-def plan_for(settings: Settings) -> Plan:
-    """The sizes of a run."""
-    return QUICK if settings.quick else FULL if settings.full and settings.standard else CORE
-
-
 BESIDE_OWN = ("rewriting", "addition")
 """Tasks beside the user's own: a mixture and forgetting need others."""
 SEEDS = 3
@@ -713,7 +708,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-4` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    plan = plan_for(settings)
+    plan = settings.choose(QUICK, CORE, FULL if settings.standard else None)
     experiment = Experiment(plan, run.backend, settings.data)
     if settings.data:
         run.say(f"\n  {own_task(settings.data, experiment.tokenizer).describe()}")

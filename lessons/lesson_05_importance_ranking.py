@@ -44,7 +44,7 @@ from lessons.common.measure import step_cost
 from lessons.common.method import Tuned, as_batches, register
 from lessons.common.ranking import CORE, FULL, HEADLINE, QUICK, Everything, Plan, load, show_forest, show_sweep
 from lessons.common.ranking_pictures import KINDS, shares, shares_picture
-from lessons.common.runner import Run, Settings
+from lessons.common.runner import Run
 from lessons.common.table import table
 from lessons.common.tasks import Task
 from lessons.common.tuning import DATA_BATCHES
@@ -571,7 +571,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-5` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    plan = plan_for(settings)
+    plan = settings.choose(QUICK, CORE, FULL)
     names = [settings.data] if settings.data else [plan.pairs, plan.labels]
     tasks = {name: load(plan.base, name, plan.records, run.backend.name)[1] for name in names}
     base = load(plan.base, names[0], plan.records, run.backend.name)[0]
@@ -585,11 +585,6 @@ def lesson(run: Run) -> None:
         show_sweep(run, plan, base, tasks, SCORES, Path(scratch))
         show_forest(run, plan, base, names[0], first, Path(scratch))
     run.results |= {"plan": asdict(plan), "base": plan.base, "n_parameters": base.n_parameters}
-
-
-def plan_for(settings: Settings) -> Plan:
-    """The sizes of a run."""
-    return QUICK if settings.quick else FULL if settings.full else CORE
 
 
 def show_choice(run: Run, plan: Plan, base: GPT, task: Task) -> None:

@@ -28,7 +28,7 @@ from lessons.common.gradcheck import Check
 from lessons.common.low_rank import MATRICES, Material, input_grams, matrices, train_on, with_matrices
 from lessons.common.measure import count_products
 from lessons.common.method import require_plain
-from lessons.common.runner import Run, Settings
+from lessons.common.runner import Run
 from lessons.common.table import spread, table
 from minigpt import GPT, RunError, Tokenizer, bases
 from minigpt.context import Context
@@ -898,7 +898,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-6` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    sizes = sizes_for(settings)
+    sizes = settings.choose(QUICK, CORE)
     base, tokenizer = bases.load(sizes.base, backend=run.backend)
     seeds = range(settings.seed, settings.seed + (SEEDS if settings.full else 1))
     run.results["sizes"] = asdict(sizes)
@@ -912,11 +912,6 @@ def lesson(run: Run) -> None:
     if settings.full:
         show_ablations(run, tokenizer, sizes)
     report(run, sizes, rivals, cosine, updates, truncated)
-
-
-def sizes_for(settings: Settings) -> Sizes:
-    """How large everything is."""
-    return QUICK if settings.quick else CORE
 
 
 def report(

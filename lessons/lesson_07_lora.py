@@ -1226,7 +1226,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-7` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    plan = lora_study.plan_for(settings)
+    plan = settings.choose(lora_study.QUICK, lora_study.CORE, lora_study.FULL)
     base, tokenizer = bases.load(plan.base, backend=run.backend)
 
     run.heading("What a step costs")

@@ -880,7 +880,7 @@ def lesson(run: Run) -> None:
     run.say("\n  every gradient agrees with central differences")
 
     settings = run.settings
-    plan = study.plan_for(settings)
+    plan = settings.choose(study.QUICK, study.CORE, study.FULL)
     backend = run.backend.name
     base, tokenizer = bases.load(plan.base, backend=backend)
     names = plan.tasks if settings.data is None else (settings.data,)

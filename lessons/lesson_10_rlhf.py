@@ -965,7 +965,7 @@ def lesson(run: Run) -> None:
     derivation.require(derive(run))
     run.say("\n  every gradient agrees with central differences")
     settings = run.settings
-    recipe = QUICK if settings.quick else CORE
+    recipe = settings.choose(QUICK, CORE)
     if settings.data:
         experiment.own_preferences(run, recipe)
         return

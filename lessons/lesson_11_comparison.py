@@ -949,10 +949,8 @@ def seeds_picture(n: int, repeats: int = 40) -> Figure:
 def quality_picture(found: Sequence[Cell]) -> Figure:
     """Score against the number of trained parameters, a panel a task, with the front of what nothing else beats."""
     names = list(dict.fromkeys(c.task for c in found))
-    columns = min(2, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure, axes = plotting.new(rows, columns, height=3.4 * rows, squeeze=False)
-    for axis, task in zip(axes.flat, names, strict=False):
+    figure, axes = plotting.panels(len(names), height=3.4)
+    for axis, task in zip(axes, names, strict=True):
         points = sorted(
             (
                 (c.trained, statistics.mean(c.score), scatter(c.score), c.method)
@@ -965,21 +963,8 @@ def quality_picture(found: Sequence[Cell]) -> Figure:
                 axis.errorbar(trained, mean, error, color=colour(method), marker="o", markersize=5, linewidth=1.2)
             else:  # prompting has no place on a logarithmic axis
                 axis.axhline(mean, color=plotting.GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
-        low, high = axis.get_ylim()
-        upwards = sorted(points, key=lambda point: point[1])
-        places = plotting.spaced([(mean - low) / (high - low) for _, mean, *_ in upwards], 0.052)
-        for (trained, mean, _, method), place in zip(upwards, places, strict=True):
-            axis.annotate(
-                method,
-                (trained, mean) if trained else (1, (mean - low) / (high - low)),
-                (1.03, place),
-                xycoords="data" if trained else "axes fraction",
-                textcoords="axes fraction",
-                fontsize=7,
-                va="center",
-                color=colour(method),
-                arrowprops={"arrowstyle": "-", "color": colour(method), "linewidth": 0.4, "alpha": 0.6},
-            )
+        ends = [(trained or None, mean, method) for trained, mean, _, method in points]
+        name_at_the_side(axis, ends, apart=0.052, fontsize=7)
         trained_ones = np.array([(trained, mean) for trained, mean, *_ in points if trained])  # by rising cost
         front = trained_ones[pareto_front(trained_ones[:, 0], trained_ones[:, 1])]
         axis.plot(front[:, 0], front[:, 1], color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
@@ -987,8 +972,6 @@ def quality_picture(found: Sequence[Cell]) -> Figure:
         axis.set_title(task)
         axis.set_xlabel("trained parameters")
         axis.set_ylabel(TASKS[task].metric)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
     return figure
 
 
@@ -1014,19 +997,27 @@ def forgetting_picture(found: Sequence[Cell]) -> Figure:
     return figure
 
 
-def name_at_the_side(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names of points (x, y, method) in a column right of the axes, where none covers another, with a line to each."""
+def name_at_the_side(
+    axis: Axes, points: Sequence[tuple[float | None, float, str]], apart: float = 0.055, fontsize: float = 9
+) -> None:
+    """Names of points (x, y, method) in a column right of the axes, where none covers another, with a line to each.
+
+    A point without an x is a line across the axes, and named from where that ends. The names are `apart` of the axes'
+    height from each other.
+    """
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
     upwards = sorted(points, key=lambda point: point[1])
-    places = plotting.spaced([(y - low) / (high - low) for _, y, _ in upwards], 0.055)
-    for (x, y, method), place in zip(upwards, places, strict=True):
+    heights = [(y - low) / (high - low) for _, y, _ in upwards]
+    places = plotting.spaced(heights, apart)
+    for (x, y, method), height, place in zip(upwards, heights, places, strict=True):
         axis.annotate(
             method,
-            (x, y),
+            (1, height) if x is None else (x, y),
             (1.04, place),
+            xycoords="axes fraction" if x is None else "data",
             textcoords="axes fraction",
-            fontsize=9,
+            fontsize=fontsize,
             va="center",
             color=colour(method),
             arrowprops={"arrowstyle": "-", "color": colour(method), "linewidth": 0.5, "alpha": 0.6},
@@ -1037,10 +1028,8 @@ def name_at_the_side(axis: Axes, points: Sequence[tuple[float, float, str]]) -> 
 def sweeps_picture(points: Sequence[Swept]) -> Figure:
     """Test loss over the values of each sweep, a panel each, a dot a seed."""
     names = list(dict.fromkeys(p.sweep for p in points))
-    columns = min(2, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure, axes = plotting.new(rows, columns, height=3.2 * rows, squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, axes = plotting.panels(len(names), height=3.2)
+    for axis, name in zip(axes, names, strict=True):
         ends = []
         for method in dict.fromkeys(p.method for p in points if p.sweep == name):
             line = [p for p in points if p.sweep == name and p.method == method and p.loss]
@@ -1055,8 +1044,6 @@ def sweeps_picture(points: Sequence[Swept]) -> Figure:
         axis.set_xlabel(SWEEPS[name].title)
         axis.set_ylabel("test loss (nats a token)")
         plotting.label_ends(axis, ends)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
     return figure
 
 

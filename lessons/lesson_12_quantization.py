@@ -761,7 +761,7 @@ def lesson(run: Run) -> None:
     """Everything that `make lesson-12` does."""
     derivation.require(derivation.derive(run, DERIVATIONS))
     settings = run.settings
-    sizes = QUICK if settings.quick else CORE
+    sizes = settings.choose(QUICK, CORE)
     base, tokenizer = bases.load(sizes.base, backend=run.backend)
     seeds = range(settings.seed, settings.seed + (SEEDS if settings.full else 1))
     run.results["sizes"] = asdict(sizes)

@@ -24,7 +24,7 @@ from lessons.common import plotting, sweep
 from lessons.common.measure import StepCost, step_cost
 from lessons.common.method import Method
 from lessons.common.plotting import End
-from lessons.common.runner import Run, Settings
+from lessons.common.runner import Run
 from lessons.common.sweep import Job, Result
 from lessons.common.table import spread, table
 from lessons.common.tasks import Task, load_task
@@ -101,11 +101,6 @@ QUICK = Plan(
     repeats=1,
     processes=1,
 )
-
-
-def plan_for(settings: Settings) -> Plan:
-    """The sizes of a run."""
-    return QUICK if settings.quick else FULL if settings.full else CORE
 
 
 class HeadOnly(Method):

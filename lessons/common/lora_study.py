@@ -20,7 +20,7 @@ from lessons.common.adapter_study import HeadOnly
 from lessons.common.measure import StepCost, step_cost
 from lessons.common.method import Method
 from lessons.common.plotting import End
-from lessons.common.runner import Run, Settings
+from lessons.common.runner import Run
 from lessons.common.table import spread, table
 from lessons.common.tasks import Task
 from lessons.common.tuning import Budget, fine_tune
@@ -117,11 +117,6 @@ QUICK = replace(
     step_base="base-xs",
     repeats=1,
 )
-
-
-def plan_for(settings: Settings) -> Plan:
-    """The sizes of a run."""
-    return QUICK if settings.quick else FULL if settings.full else CORE
 
 
 RATES = {"full": 3e-3}

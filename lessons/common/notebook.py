@@ -36,7 +36,7 @@ from lessons.common.derivation import Derivation
 from lessons.common.gradcheck import Check
 from lessons.common.runner import ROOT, Run, Settings
 from lessons.common.source import source
-from lessons.common.table import spread
+from lessons.common.table import markdown, spread
 from minigpt import files
 from minigpt.errors import InputError, RunError
 
@@ -178,7 +178,7 @@ class NotebookRun(Run):
             [name.replace("_", " "), spread(figure["values"], 3), figure["unit"], len(figure["values"])]
             for name, figure in self.committed["figures"].items()
         ]
-        show_markdown(markdown_table(rows, ["figure", "full run: mean ± deviation", "unit", "seeds"], "lrlr"))
+        show_table(rows, ["figure", "full run: mean ± deviation", "unit", "seeds"], "lrlr")
         show_markdown(self._about_record)
 
     def conclude(self) -> None:
@@ -202,7 +202,7 @@ class NotebookRun(Run):
                 ]
             )  # fmt: skip
         headers = ["figure", "here", "full run", "unit", "expected", ""]
-        show_markdown(markdown_table(rows, headers, "lrrlrl"))
+        show_table(rows, headers, "lrrlrl")
         show_markdown(self._no_record if self.committed is None else self._about_record)
         files.write_json(self.directory / "record.json", self.as_record(time.perf_counter() - self.began))
         outside = [f"{f.name}: {f.verdict}" for f in self.reported if f.inside is False]
@@ -232,6 +232,11 @@ class NotebookRun(Run):
 def show_markdown(text: str) -> None:
     """Markdown as a cell's output; the text itself where nothing renders it."""
     display({"text/markdown": text, "text/plain": text}, raw=True)  # type: ignore[no-untyped-call]
+
+
+def show_table(rows: Sequence[Sequence[Any]], headers: Sequence[str], align: str = "") -> None:
+    """A table as a cell's output; arguments as for `lessons.common.table.table`."""
+    show_markdown(markdown(rows, headers, align))
 
 
 def show_figure(figure: Figure) -> None:
@@ -273,19 +278,6 @@ def show_section(title: str, page: str = "README.md") -> None:
     show_markdown("\n".join(lines[start + 1 : stop]).strip())
 
 
-def markdown_table(rows: Sequence[Sequence[Any]], headers: Sequence[str], align: str = "") -> str:
-    """Rows under headers as a Markdown table.
-
-    Parameters
-    ----------
-    rows, headers, align
-        As for `lessons.common.table.table`.
-    """
-    align = align or "l" + "r" * (len(headers) - 1)
-    lines = [headers, ["---:" if a == "r" else ":---" for a in align], *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def check_table(forms: Mapping[str, Sequence[Check]]) -> str:
     """The gradient check: how far each form of the code is from central differences, and the verdict.
 
@@ -309,7 +301,7 @@ def check_table(forms: Mapping[str, Sequence[Check]]) -> str:
         rows.append([f"`{per_form[0].name}`", str(per_form[0].shape), *off, verdict])
         faults += [f"- {form}: {c.fault}" for form, c in zip(forms, per_form, strict=True) if c.fault]
     headers = ["checked", "shape", *(f"{form} off by" for form in forms), ""]
-    table = markdown_table(rows, headers, "ll" + "r" * len(forms) + "l")
+    table = markdown(rows, headers, "ll" + "r" * len(forms) + "l")
     return "\n\n".join([table, "\n".join(faults)]) if faults else table
 
 

@@ -107,6 +107,33 @@ def new(rows: int = 1, columns: int = 1, height: float = 4.2, **layout: Any) -> 
         return figure, figure.subplots(rows, columns, **layout)
 
 
+def panels(n: int, height: float, columns: int = 2, **layout: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of notebook width with `n` axes of equal size, row by row; what is left of the last row stays empty.
+
+    Parameters
+    ----------
+    n : int
+        1 or more.
+    height : float
+        Inches of one panel.
+    columns : int
+        At most.
+    **layout
+        As for `matplotlib.figure.Figure.subplots`.
+
+    Returns
+    -------
+    figure : Figure
+    axes : list of Axes
+    """
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    figure, axes = new(rows, columns, height * rows, squeeze=False, **layout)
+    for unused in axes.flat[n:]:
+        unused.set_visible(False)
+    return figure, list(axes.flat[:n])
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG on white, whatever theme it will be seen on; never half of one.
 
@@ -168,23 +195,8 @@ def label_ends(axes: Axes, ends: Sequence[End], gap: float = 14.0) -> None:
     gap : float
         Least distance between the middles of two names, in points.
     """
-    figure = axes.get_figure()
-    assert figure is not None
-    points = 72.0 / figure.dpi
-    ordered = sorted(ends, key=lambda end: end.y)
-    heights = [float(axes.transData.transform((end.x, end.y))[1]) * points for end in ordered]
-    bottom = axes.bbox.y0 * points + gap / 2  # below it stand the ticks
-    for end, height, place in zip(ordered, heights, spaced(heights, gap, bottom), strict=True):
-        axes.annotate(
-            end.text,
-            (end.x, end.y),
-            xytext=(6, place - height),
-            textcoords="offset points",
-            color=end.colour,
-            va="center",
-            ha="left",
-            annotation_clip=False,
-        )
+    bottom = _points(axes) * axes.bbox.y0 + gap / 2  # below it stand the ticks
+    _name(axes, ends, gap, bottom, right=6, va="center", ha="left", annotation_clip=False)
 
 
 def label_tops(axes: Axes, tops: Sequence[End], gap: float = 14.0) -> None:
@@ -200,22 +212,26 @@ def label_tops(axes: Axes, tops: Sequence[End], gap: float = 14.0) -> None:
     gap : float
         Least distance between the middles of two names, in points.
     """
+    outline = [withStroke(linewidth=3, foreground="white")]
+    _name(axes, tops, gap, -math.inf, up=7, weight="bold", ha="center", path_effects=outline)
+
+
+def _name(
+    axes: Axes, ends: Sequence[End], gap: float, lowest: float, right: float = 0, up: float = 0, **how: Any
+) -> None:
+    # Names beside their places, as far from each other as `gap`, and none under `lowest`; all in points.
+    ordered = sorted(ends, key=lambda end: end.y)
+    heights = [float(axes.transData.transform((end.x, end.y))[1]) * _points(axes) for end in ordered]
+    for end, height, place in zip(ordered, heights, spaced(heights, gap, lowest), strict=True):
+        offset = (right, place - height + up)
+        axes.annotate(end.text, (end.x, end.y), xytext=offset, textcoords="offset points", color=end.colour, **how)
+
+
+def _points(axes: Axes) -> float:
+    # Of one pixel.
     figure = axes.get_figure()
     assert figure is not None
-    points = 72.0 / figure.dpi
-    ordered = sorted(tops, key=lambda top: top.y)
-    heights = [float(axes.transData.transform((top.x, top.y))[1]) * points for top in ordered]
-    for top, height, place in zip(ordered, heights, spaced(heights, gap), strict=True):
-        axes.annotate(
-            top.text,
-            (top.x, top.y),
-            xytext=(0, place - height + 7),
-            textcoords="offset points",
-            color=top.colour,
-            weight="bold",
-            ha="center",
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )
+    return 72.0 / figure.dpi
 
 
 def spaced(places: Sequence[float], gap: float, lowest: float = -math.inf) -> list[float]:

@@ -121,7 +121,7 @@ class Study:
     def __init__(self, run: Run, variants: Callable[[Plan, PairTask], Variants]) -> None:
         settings = run.settings
         self.run = run
-        self.plan = plan = QUICK if settings.quick else FULL if settings.full else CORE
+        self.plan = plan = settings.choose(QUICK, CORE, FULL)
         models = {name: GPT.from_pretrained(bases.path(name), backend=run.backend) for name in plan.bases}
         self.base = models[plan.base]
         tokenizer = bases.load(plan.base)[1]

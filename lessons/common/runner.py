@@ -13,7 +13,8 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ from minigpt.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORDS = Path(__file__).resolve().parent.parent / "records"
+
+AnyPlan = TypeVar("AnyPlan")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ class Settings:
     def standard(self) -> bool:
         """Whether this is the run whose figures the committed bands speak of."""
         return self.data is None and not self.quick
+
+    def choose(self, quick: AnyPlan, core: AnyPlan, full: AnyPlan | None = None) -> AnyPlan:
+        """The plan that is for this size of run; a lesson without one for the full run takes its core's."""
+        if self.quick:
+            return quick
+        return full if self.full and full is not None else core
 
     def record(self) -> dict[str, Any]:
         """What belongs in a record: all that decides about the figures."""
@@ -300,21 +309,55 @@ def main(
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show α shows a question mark
     print(about.strip(), flush=True)
-    try:
+    with one_line(f"lesson {number}") as ended:
         run = run_lesson(number, lesson, settings)
+        if settings.check and any(f.inside is False for f in run.reported):
+            ended.code = RunError.exit_code
+    return ended.code
+
+
+@dataclass
+class Ended:
+    """How a command ended.
+
+    Attributes
+    ----------
+    code : int
+        Its exit code.
+    """
+
+    code: int = 0
+
+
+@contextmanager
+def one_line(command: str) -> Iterator[Ended]:
+    """Turn what can go wrong under it into one line on stderr and an exit code.
+
+    Parameters
+    ----------
+    command : str
+        In front of the line.
+
+    Yields
+    ------
+    ended : Ended
+        Whose code is 0 unless something went wrong, or the block says otherwise.
+    """
+    ended = Ended()
+    try:
+        yield ended
     except (InputError, RunError) as error:
-        print(f"lesson {number}: {error}", file=sys.stderr)
-        return error.exit_code
+        print(f"{command}: {error}", file=sys.stderr)
+        ended.code = error.exit_code
     except NotImplementedError as error:  # of a student's copy of the course; the message names the exercise
-        print(f"lesson {number}: {error}", file=sys.stderr)
-        return RunError.exit_code
+        print(f"{command}: {error}", file=sys.stderr)
+        ended.code = RunError.exit_code
     except MemoryError:
-        print(f"lesson {number}: out of memory", file=sys.stderr)
-        return RunError.exit_code
+        print(f"{command}: out of memory", file=sys.stderr)
+        ended.code = RunError.exit_code
     except KeyboardInterrupt:
-        print(f"\nlesson {number}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return RunError.exit_code if settings.check and any(f.inside is False for f in run.reported) else 0
+        print(f"\n{command}: interrupted", file=sys.stderr)
+        ended.code = 128 + signal.SIGINT
 
 
 def begin(number: int, settings: Settings, kind: type[AnyRun]) -> AnyRun:
