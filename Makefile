@@ -17,8 +17,8 @@ PIP := "$(PY)" -m pip install --quiet --disable-pip-version-check --constraint c
 export DATA OUT PACK SUBMISSIONS ROSTER
 on = $(filter-out 0 no false,$(1))
 OPTIONS = $${DATA:+--data "$$DATA"} $${OUT:+--out "$$OUT"} $(if $(BACKEND),--backend $(BACKEND)) \
-	$(if $(SEED),--seed $(SEED)) $(if $(call on,$(FULL)),--full) $(if $(call on,$(QUICK)),--quick) \
-	$(if $(call on,$(BRIEF)),--brief) $(if $(call on,$(CHECK)),--check)
+	$(if $(PRECISION),--precision $(PRECISION)) $(if $(SEED),--seed $(SEED)) $(if $(call on,$(FULL)),--full) $(if $(call on,$(QUICK)),--quick) \
+	$(if $(call on,$(BRIEF)),--brief) $(if $(call on,$(CHECK)),--check) $(if $(CLUSTER),--cluster $(CLUSTER))
 
 FILES := $(sort $(wildcard lessons/lesson_[0-9][0-9]_*.py))
 NUMBERS := $(foreach f,$(FILES),$(patsubst 0%,%,$(word 2,$(subst _, ,$(notdir $(f))))))
@@ -29,7 +29,7 @@ NOTEBOOKS := $(foreach f,$(PAGES),notebook-$(patsubst 0%,%,$(word 1,$(subst _, ,
 
 ##@ Learn
 .PHONY: $(LESSONS)
-## lesson-N: run lesson N. DATA=file on your own text, FULL=1 all ablations (half an hour), BRIEF=1 without derivations
+## lesson-N: run lesson N. DATA=file on your own text, FULL=1 all ablations (half an hour), BRIEF=1 without derivations, BACKEND=cupy PRECISION=tf32 on a GPU
 $(LESSONS): lesson-%: $(VENV)/.installed
 	@"$(PY)" -m lessons $* $(OPTIONS)
 
@@ -38,7 +38,7 @@ $(LESSONS): lesson-%: $(VENV)/.installed
 lessons: $(VENV)/.installed
 	@for n in $(NUMBERS); do "$(PY)" -m lessons $$n $(OPTIONS) || exit; done
 
-## compare: every method of the course at equal budgets (an hour and a half; goes on where it was stopped)
+## compare: every method of the course at equal budgets (an hour and a half; goes on where it was stopped). CLUSTER=slurm
 compare: $(VENV)/.installed
 	@"$(PY)" -m lessons 11 --full $(OPTIONS)
 
@@ -107,14 +107,14 @@ grader-check: $(VENV)/.installed
 	@"$(PY)" -m classroom check $(ARGS)
 
 ##@ Check
-.PHONY: test parity lint bench
+.PHONY: test parity lint bench gpu-check
 ## test: run the tests. ARGS="…" for pytest
 test: $(VENV)/.installed-dev
 	@"$(PY)" -m pytest $(ARGS)
 
-## parity: compare with PyTorch, transformers, peft, tokenizers, tiktoken, scikit-learn (a large download)
+## parity: compare with PyTorch, transformers, peft, tokenizers, tiktoken, scikit-learn; NVIDIA's compiler (a large download)
 parity: $(VENV)/.installed-parity
-	@"$(PY)" -m pytest tests/parity -m parity $(ARGS)
+	@"$(PY)" -m pytest tests/parity tests/cuda/test_nvrtc.py -m parity $(ARGS)
 
 ## lint: style, format, types, and that imports go one way
 lint: $(VENV)/.installed-dev
@@ -126,6 +126,10 @@ lint: $(VENV)/.installed-dev
 ## bench: time it against PyTorch and others, in one run
 bench: $(VENV)/.installed-parity
 	@"$(PY)" -m benchmarks $(ARGS)
+
+## gpu-check: on a GPU: every kernel against float64, whole steps and their times against PyTorch; ten minutes
+gpu-check: $(VENV)/.installed-gpu
+	@"$(PY)" -m benchmarks.gpu_check $(ARGS)
 
 ##@ House-keeping
 .PHONY: setup clean help
@@ -168,6 +172,11 @@ $(VENV)/.installed-notebooks: $(VENV)/.installed
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Adding what the tests need ..."
 	@$(PIP) --editable ".[dev]"
+	@touch -- "$@"
+
+$(VENV)/.installed-gpu: $(VENV)/.installed-parity
+	@echo "Adding CuPy and the parts of CUDA that it needs ..."
+	@$(PIP) --editable ".[gpu]"
 	@touch -- "$@"
 
 $(VENV)/.installed-parity: $(VENV)/.installed-dev

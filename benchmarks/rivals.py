@@ -1,4 +1,4 @@
-"""What we are measured against: a nanoGPT-style GPT in PyTorch, as quick as PyTorch makes it on a CPU.
+"""What we are measured against: a nanoGPT-style GPT in PyTorch, as quick as PyTorch makes it on a CPU or a GPU.
 
 Scaled-dot-product attention in one call, fused AdamW over all parameters, clipping by global norm, the head
 tied to the token embedding, no dropout. The model takes our weights (a linear layer there stores its weight
@@ -8,7 +8,8 @@ transposed), so that both sides start from the same numbers and must reach the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,10 @@ class TorchTrainer:
     compiled : bool
         Through ``torch.compile``.
     lr, betas, weight_decay : as in `torch.optim.AdamW`
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the matrix products; bfloat16 through autocast.
     """
 
     def __init__(
@@ -126,8 +131,12 @@ class TorchTrainer:
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.1,
+        device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
-        self.model = TorchGPT(**sizes).load(weights)
+        self.device = device
+        self.precision = precision
+        self.model = TorchGPT(**sizes).load(weights).to(device)
         decayed = [p for p in self.model.parameters() if p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -139,8 +148,10 @@ class TorchTrainer:
         if lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-        loss = self.loss(torch.from_numpy(ids), torch.from_numpy(targets))
-        loss.backward()
+        with self.products():
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                loss = self.loss(*self.put(ids, targets))
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -149,7 +160,21 @@ class TorchTrainer:
     @torch.no_grad()
     def evaluate(self, ids: np.ndarray, targets: np.ndarray) -> float:
         """Mean loss over a batch (B, T)."""
-        return self.model(torch.from_numpy(ids), torch.from_numpy(targets)).item()
+        return self.model(*self.put(ids, targets)).item()
+
+    def put(self, *arrays: np.ndarray) -> list[torch.Tensor]:
+        """Arrays of the host on the device."""
+        return [torch.from_numpy(array).to(self.device) for array in arrays]
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Matrix products of float32 arrays at this trainer's precision, a setting of the whole process."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 class TorchDecoder:

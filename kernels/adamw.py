@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kernels.array import Array, namespace
+import numpy as np
+
+from kernels.array import Array, namespace, number
+from kernels.cuda.device import NULL, Device, blocks, device_form
 
 
 def adamw_update(
@@ -69,9 +72,12 @@ def global_norm(flat: Array) -> float:
 
 
 def sum_of_squares(flat: Array) -> float:
-    """Sum of the squares of all elements, in float64, so that ranks can add up their parts."""
+    """Sum of the squares of all elements, in float64, so that ranks can add up their parts.
+
+    On a device it is an array of no axes: see `kernels.array.number`.
+    """
     wide = flat.astype(namespace(flat).float64)
-    return float(wide @ wide)
+    return number(wide @ wide)
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:
@@ -151,3 +157,59 @@ def sum_of_squares_fast(flat: Array) -> float:
     rows = flat[:whole].reshape(-1, ROW)
     total = float(xp.vecdot(rows, rows).sum(dtype=xp.float64)) + float(flat[whole:] @ flat[whole:])
     return total if math.isfinite(total) else sum_of_squares(flat)  # float32 may have overflowed, float64 not
+
+
+# ---------------------------------------------------------------------------------------------- CUDA forms
+
+THREADS = 256
+MOST_BLOCKS = 1024  # each thread takes several packs of a long vector
+
+
+@device_form(adamw_update)
+def adamw_update_cuda(
+    param: Array,
+    grad: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    lr: float | Array,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    *,
+    device: Device,
+) -> None:
+    """`adamw_update` in one kernel, with the bias corrections folded in as in `adamw_update_fast`."""
+    beta1, beta2 = betas
+    root = math.sqrt(1.0 - beta2**step)
+    rates: Any = lr
+    per_element = getattr(lr, "ndim", 0) > 0
+    scalars = (
+        0.0 if per_element else rates,
+        beta1,
+        beta2,
+        1.0 - beta1,
+        1.0 - beta2,
+        root / (1.0 - beta1**step),
+        eps * root,
+        weight_decay,
+    )
+    P = param.shape[0]
+    device.launch(
+        "adamw",
+        "adamw_update_v2",
+        (min(blocks(P, 4 * THREADS), 16 * MOST_BLOCKS),),
+        (THREADS,),
+        (param, grad, m, v, rates if per_element else NULL, np.int64(P), *map(np.float32, scalars)),
+    )
+
+
+@device_form(sum_of_squares)
+def sum_of_squares_cuda(flat: Array, *, device: Device) -> float:
+    """`sum_of_squares` in two steps: each block's sum, then the sum of those, in an order that never changes."""
+    xp, P = namespace(flat), flat.shape[0]
+    n = max(1, min(blocks(P, 4 * THREADS), MOST_BLOCKS))
+    partial, total = xp.empty(n, dtype=xp.float64), xp.empty((), dtype=xp.float64)
+    device.launch("adamw", "sum_of_squares_v2", (n,), (THREADS,), (flat, partial, np.int64(P)))
+    device.launch("adamw", "sum_of_squares_v2_finish", (1,), (THREADS,), (partial, total, np.int32(n)))
+    return number(total)

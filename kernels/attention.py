@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kernels.array import Array, namespace
+from kernels.cuda.device import NULL, WARP, Device, blocks, device_form
 
 
 class AttentionCache(NamedTuple):
@@ -263,3 +266,130 @@ def attention_backward_fast(
     for gradient in (dq, dk):  # once here is less than on every block of scores, and the queries need no scaled copy
         gradient *= 1.0 / math.sqrt(D)
     return dq, dk, dv
+
+
+# ---------------------------------------------------------------------------------------------- CUDA forms
+#
+# Flash attention: the (T, S) matrices never leave the chip. What the backward needs of them is one number a query, the
+# logarithm of its sum of exponentials.
+
+HEAD_SIZES = {32: (64, 64), 64: (64, 32), 128: (32, 32)}
+"""Head size up to which a kernel works: rows that its blocks take in the forward and in the backward."""
+
+MOST_HEADS = 65535  # of all rows together: CUDA's largest grid along its second axis
+FEW = 8  # up to so many queries a warp each is better than a tile
+WARPS = 4  # a block, where a query has a warp
+
+
+class CudaAttentionCache(NamedTuple):
+    """What the backward reads; `lse` (B, H, T) is each query's log Σ exp(q·k/√D)."""
+
+    q: Array
+    k: Array
+    v: Array
+    out: Array
+    lse: Array
+    key_mask: Array | None
+    dropout_mask: Array | None
+
+
+@device_form(attention_forward)
+def attention_forward_cuda(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_mask: Array | None = None,
+    dropout_mask: Array | None = None,
+    keep: bool = True,
+    *,
+    device: Device,
+) -> tuple[Array, Any]:
+    """`attention_forward` in tiles with an online softmax; the reference where there are no kernels for the shape."""
+    B, H, T, D = q.shape
+    if max(HEAD_SIZES) < D or B * H > MOST_HEADS:
+        return attention_forward(q, k, v, key_mask, dropout_mask, keep)
+    xp, S = namespace(q), k.shape[2]
+    q, k, v = (_dense_rows(x) for x in (q, k, v))
+    masks = [
+        None if x is None else xp.ascontiguousarray(x, dtype=dtype)
+        for x, dtype in ((key_mask, bool), (dropout_mask, q.dtype))
+    ]
+    out, lse = xp.empty((B, T, H * D), dtype=q.dtype), xp.empty((B, H, T), dtype=q.dtype)
+    given = [NULL if x is None else x for x in masks]
+    sizes = (*map(np.int32, (B, H, T, S, D)), *_steps(q, k, v), np.float32(1.0 / math.sqrt(D)))
+    if T <= FEW and dropout_mask is None:
+        grid, block = (blocks(T, WARPS), B * H), (WARPS * WARP,)
+        device.launch("attention", "attention_forward_v2", grid, block, (q, k, v, given[0], out, lse, *sizes))
+    else:
+        width = _width(D)
+        grid = (blocks(T, HEAD_SIZES[width][0]), B * H)
+        name = f"attention_forward_v3_d{width}"
+        device.launch("attention", name, grid, (16, 16), (q, k, v, *given, out, lse, *sizes))
+    return out, CudaAttentionCache(q, k, v, out, lse, *masks) if keep else None
+
+
+@device_form(attention_backward)
+def attention_backward_cuda(
+    dout: Array, cache: Any, out: tuple[Array, Array, Array] | None = None, *, device: Device
+) -> tuple[Array, Array, Array]:
+    """`attention_backward` in two kernels: one goes through each query's keys, one through each key's queries.
+
+    Scores and weights are computed twice for it, but no two blocks write to the same place.
+    """
+    if isinstance(cache, AttentionCache):  # the forward's shape had no kernels
+        return attention_backward(dout, cache, out)
+    q, k, v, forward_out, lse, key_mask, dropout_mask = cache
+    xp = namespace(dout)
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    dout, delta = xp.ascontiguousarray(dout), xp.empty((B, H, T), dtype=dout.dtype)
+    wanted = out if out is not None else tuple(xp.empty(x.shape, dtype=dout.dtype) for x in (q, k, v))
+    dq, dk, dv = made = tuple(x if _is_dense(x) else xp.empty(x.shape, dtype=x.dtype) for x in wanted)
+    device.launch(
+        "attention",
+        "attention_delta",
+        (blocks(B * T * H, WARPS),),
+        (WARPS * WARP,),
+        (dout, forward_out, delta, *map(np.int32, (B, H, T, D))),
+    )
+    width = _width(D)
+    rows = HEAD_SIZES[width][1]
+    inputs = (dout, q, k, v, *(NULL if x is None else x for x in (key_mask, dropout_mask)), lse, delta)
+    sizes, scale = tuple(map(np.int32, (B, H, T, S, D))), np.float32(1.0 / math.sqrt(D))
+    device.launch(
+        "attention",
+        f"attention_backward_query_v3_d{width}",
+        (blocks(T, rows), B * H),
+        (16, 16),
+        (*inputs, dq, *sizes, *_steps(q, k, v, dq), scale),
+    )
+    device.launch(
+        "attention",
+        f"attention_backward_key_v3_d{width}",
+        (blocks(S, rows), B * H),
+        (16, 16),
+        (*inputs, dk, dv, *sizes, *_steps(q, k, v, dk, dv), scale),
+    )
+    for place, result in zip(wanted, made, strict=True):
+        if place is not result:
+            place[...] = result
+    return wanted
+
+
+def _width(D: int) -> int:
+    # The kernels' head size: the next one that has some.
+    return min(width for width in HEAD_SIZES if width >= D)
+
+
+def _is_dense(x: Array) -> bool:
+    return x.shape[-1] == 1 or x.strides[-1] == x.dtype.itemsize
+
+
+def _dense_rows(x: Array) -> Array:
+    # The kernels take any strides but along the last axis.
+    return x if _is_dense(x) else namespace(x).ascontiguousarray(x)
+
+
+def _steps(*arrays: Array) -> tuple[Any, ...]:
+    # Strides of each along its first three axes, in numbers.
+    return tuple(np.int64(step // x.dtype.itemsize) for x in arrays for step in x.strides[:3])

@@ -6,9 +6,12 @@ A target of -100 is not scored: it adds nothing to the loss and its row gets no 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from kernels.array import Array, namespace
+import numpy as np
+
+from kernels.array import Array, namespace, number
+from kernels.cuda.device import Device, device_form
 
 IGNORED = -100
 
@@ -89,7 +92,8 @@ def cross_entropy_forward(
     Returns
     -------
     loss : float
-        This part's share of the mean: over all parts of a batch the shares add up to it.
+        This part's share of the mean: over all parts of a batch the shares add up to it. On a device it is an array of
+        no axes: see `kernels.array.number`.
     cache
 
     Raises
@@ -101,7 +105,7 @@ def cross_entropy_forward(
     n = float(cache.scored.sum()) if n_scored is None else n_scored
     if n == 0:
         raise ValueError("no target to score: all are -100")
-    return -float(logprobs.sum()) / n, (n, cache)
+    return -number(logprobs.sum()) / n, (n, cache)
 
 
 def cross_entropy_backward(cache: tuple[Array, LogProbCache]) -> Array:
@@ -178,3 +182,87 @@ def cross_entropy_backward_fast(cache: tuple[Array, LogProbCache]) -> Array:
     xp = namespace(inner.probabilities)
     dlogprobs = xp.full(inner.targets.shape, -1.0 / n, dtype=inner.probabilities.dtype)
     return token_logprobs_backward_fast(dlogprobs, inner)
+
+
+# ---------------------------------------------------------------------------------------------- CUDA forms
+#
+# Nothing of the logits' size is made beside them: their gradient takes their place.
+
+THREADS = 256
+
+
+class CudaLogProbCache(NamedTuple):
+    """What the backward reads: logits (N, V), targets (N,), and each row's softmax as its largest logit and the sum of
+    exponentials under it, (N,) each."""
+
+    logits: Array
+    targets: Array
+    largest: Array
+    total: Array
+
+
+@device_form(token_logprobs_forward)
+def token_logprobs_forward_cuda(logits: Array, targets: Array, *, device: Device) -> tuple[Array, CudaLogProbCache]:
+    """`token_logprobs_forward` in one look at the logits."""
+    xp = namespace(logits)
+    N, V = logits.shape
+    logits, targets = _ready(logits, targets)
+    logprobs, largest, total = (xp.empty(N, dtype=logits.dtype) for _ in range(3))
+    device.launch(
+        "cross_entropy",
+        "token_logprobs_forward_v2",
+        (N,),
+        (THREADS,),
+        (logits, targets, logprobs, largest, total, np.int32(N), np.int32(V)),
+    )
+    return logprobs, CudaLogProbCache(logits, targets, largest, total)
+
+
+@device_form(token_logprobs_backward)
+def token_logprobs_backward_cuda(dlogprobs: Array, cache: CudaLogProbCache, *, device: Device) -> Array:
+    """`token_logprobs_backward` in place of the logits."""
+    logits, targets, largest, total = cache
+    N, V = logits.shape
+    dlogprobs = namespace(logits).ascontiguousarray(dlogprobs)
+    device.launch(
+        "cross_entropy",
+        "token_logprobs_backward_v2",
+        (N,),
+        (THREADS,),
+        (logits, targets, largest, total, dlogprobs, np.int32(N), np.int32(V)),
+    )
+    return logits
+
+
+@device_form(cross_entropy_forward)
+def cross_entropy_forward_cuda(
+    logits: Array, targets: Array, n_scored: float | None = None, *, device: Device
+) -> tuple[float, Any]:
+    """`cross_entropy_forward`, and in the same kernel the gradient, which the backward only hands out."""
+    xp = namespace(logits)
+    n = float((targets != IGNORED).sum()) if n_scored is None else n_scored
+    if n == 0:
+        raise ValueError("no target to score: all are -100")
+    N, V = logits.shape
+    logits, targets = _ready(logits, targets)
+    logprobs, loss = xp.empty(N, dtype=logits.dtype), xp.empty((), dtype=np.float64)
+    device.launch(
+        "cross_entropy",
+        "cross_entropy_v1",
+        (N,),
+        (THREADS,),
+        (logits, targets, logprobs, np.float32(1.0 / n), np.int32(N), np.int32(V)),
+    )
+    device.launch("cross_entropy", "total_v1", (1,), (THREADS,), (logprobs, loss, np.float64(-1.0 / n), np.int32(N)))
+    return number(loss), (n, logits)
+
+
+@device_form(cross_entropy_backward)
+def cross_entropy_backward_cuda(cache: Any, *, device: Device) -> Array:
+    """`cross_entropy_backward`: the forward has made it."""
+    return cache[1]
+
+
+def _ready(logits: Array, targets: Array) -> tuple[Array, Array]:
+    xp = namespace(logits)
+    return xp.ascontiguousarray(logits), xp.ascontiguousarray(targets, dtype=np.int64)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from kernels.array import Array, namespace
+from kernels.cuda.device import Device, blocks, device_form
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, rng: Any, like: Array) -> Array:
@@ -62,3 +65,34 @@ def dropout_backward(dy: Array, mask: Array) -> Array:
     ### BEGIN SOLUTION
     return dy * mask
     ### END SOLUTION
+
+
+# ---------------------------------------------------------------------------------------------- CUDA forms
+
+THREADS = 256
+
+
+@device_form(dropout_mask)
+def dropout_mask_cuda(shape: tuple[int, ...], p: float, rng: Any, like: Array, *, device: Device) -> Array:
+    """`dropout_mask`, in the place of the random numbers."""
+    mask = rng.random(shape, dtype=np.float32)
+    device.launch(
+        "dropout", "dropout_mask_v1", (blocks(mask.size, THREADS),), (THREADS,), (mask, mask, *_settings(mask, p))
+    )
+    return mask
+
+
+@device_form(dropout_forward)
+def dropout_forward_cuda(x: Array, p: float, rng: Any, *, device: Device) -> tuple[Array, Array]:
+    """`dropout_forward` with factor and product in one kernel."""
+    xp = namespace(x)
+    x = xp.ascontiguousarray(x)
+    mask, y = rng.random(x.shape, dtype=np.float32), xp.empty(x.shape, dtype=x.dtype)
+    device.launch(
+        "dropout", "dropout_forward_v1", (blocks(x.size, THREADS),), (THREADS,), (mask, x, y, mask, *_settings(x, p))
+    )
+    return y, mask
+
+
+def _settings(x: Array, p: float) -> tuple[Any, ...]:
+    return np.int64(x.size), np.float32(p), np.float32(1.0 / (1.0 - p))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from kernels.array import Array, namespace
+from kernels.cuda.device import Device, device_form
 
 
 def embedding_forward(ids: Array, weight: Array) -> Array:
@@ -62,3 +65,47 @@ def embedding_backward_fast(dy: Array, ids: Array, dweight: Array) -> Array:
     rows = dy.reshape(-1, dy.shape[-1]).take(order, axis=0)
     dweight[tokens[starts]] += xp.add.reduceat(rows, starts, axis=0)
     return dweight
+
+
+# ---------------------------------------------------------------------------------------------- CUDA forms
+
+THREADS = 128
+
+
+@device_form(embedding_forward)
+def embedding_forward_cuda(ids: Array, weight: Array, *, device: Device) -> Array:
+    """`embedding_forward`, a block a row."""
+    C = weight.shape[-1]
+    xp = namespace(weight)
+    y = xp.empty((*ids.shape, C), dtype=weight.dtype)
+    tokens, N = _tokens(ids)
+    device.launch(
+        "embedding",
+        "embedding_forward_v2",
+        (N,),
+        (THREADS,),
+        (tokens, xp.ascontiguousarray(weight), y, np.int32(N), np.int32(C)),
+    )
+    return y
+
+
+@device_form(embedding_backward)
+def embedding_backward_cuda(dy: Array, ids: Array, dweight: Array, *, device: Device) -> Array:
+    """`embedding_backward` as sums over runs of equal tokens, after sorting them: always in the same order."""
+    C = dy.shape[-1]
+    tokens, N = _tokens(ids)
+    order = tokens.argsort(kind="stable")
+    device.launch(
+        "embedding",
+        "embedding_backward_v3",
+        (N,),
+        (THREADS,),
+        (namespace(dy).ascontiguousarray(dy), tokens[order], order, dweight, np.int32(N), np.int32(C)),
+    )
+    return dweight
+
+
+def _tokens(ids: Array) -> tuple[Array, int]:
+    # All ids in one row, as the kernels take them.
+    tokens = namespace(ids).ascontiguousarray(ids.reshape(-1), dtype=np.int64)
+    return tokens, tokens.shape[0]

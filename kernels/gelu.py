@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from kernels.array import Array, namespace
+from kernels.cuda.device import NULL, Device, column_grid, device_form
 
 SCALE = math.sqrt(2.0 / math.pi)
 CUBIC = 0.044715
@@ -142,4 +145,43 @@ def bias_gelu_forward_fast(u: Array, bias: Array | None, keep: bool = True) -> t
 def bias_gelu_backward_fast(dy: Array, cache: Any) -> Array:
     """`bias_gelu_backward` with the derivative at hand."""
     dy *= cache
+    return dy
+
+
+# ---------------------------------------------------------------------------------------------- CUDA forms
+
+THREADS = 128
+
+
+@device_form(bias_gelu_forward)
+def bias_gelu_forward_cuda(u: Array, bias: Array | None, keep: bool = True, *, device: Device) -> tuple[Array, Any]:
+    """`bias_gelu_forward` in one look; the cache is u and the bias, from which the backward makes the tanh again."""
+    xp, C = namespace(u), u.shape[-1]
+    u = xp.ascontiguousarray(u)
+    N = u.size // C
+    y = xp.empty(u.shape, dtype=u.dtype) if keep else u
+    device.launch(
+        "gelu",
+        "bias_gelu_forward_v2",
+        column_grid(N, C, THREADS),
+        (THREADS,),
+        (u, NULL if bias is None else bias, y, np.int32(N), np.int32(C)),
+    )
+    return y, (u, bias) if keep else None
+
+
+@device_form(bias_gelu_backward)
+def bias_gelu_backward_cuda(dy: Array, cache: Any, *, device: Device) -> Array:
+    """`bias_gelu_backward`, in place."""
+    u, bias = cache
+    C = u.shape[-1]
+    N = u.size // C
+    dy = namespace(dy).ascontiguousarray(dy)
+    device.launch(
+        "gelu",
+        "bias_gelu_backward_v2",
+        column_grid(N, C, THREADS),
+        (THREADS,),
+        (dy, u, NULL if bias is None else bias, dy, np.int32(N), np.int32(C)),
+    )
     return dy

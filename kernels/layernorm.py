@@ -5,9 +5,12 @@ Ba, Kiros, Hinton (2016), "Layer Normalization", arXiv:1607.06450, eq. 4.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from kernels.array import Array, namespace
+from kernels.cuda.device import COLUMN_ROWS, NULL, WARP, Device, blocks, device_form, row_shares
 
 
 class LayerNormCache(NamedTuple):
@@ -190,3 +193,113 @@ def residual_layernorm_backward_input_fast(dtotal: Array, dy: Array, weight: Arr
     dx = layernorm_backward_input_fast(dy, weight, cache)
     dx += dtotal
     return dx
+
+
+# ---------------------------------------------------------------------------------------------- CUDA forms
+
+ROWS_PER_BLOCK = 4  # a warp each
+
+
+class CudaLayerNormCache(NamedTuple):
+    """What the backward reads: the forward's input (..., C), each row's mean and 1/standard deviation (...)."""
+
+    x: Array
+    mean: Array
+    rstd: Array
+
+    @property
+    def normalised(self) -> Array:
+        """The normalised rows (..., C), made anew."""
+        return (self.x - self.mean[..., None]) * self.rstd[..., None]
+
+
+@device_form(layernorm_forward)
+def layernorm_forward_cuda(
+    x: Array, weight: Array, bias: Array, eps: float, *, device: Device
+) -> tuple[Array, CudaLayerNormCache]:
+    """`layernorm_forward`, a warp a row."""
+    x = namespace(x).ascontiguousarray(x)
+    return _forward(device, x, NULL, weight, bias, NULL, x, eps)
+
+
+@device_form(residual_layernorm_forward)
+def residual_layernorm_forward_cuda(
+    x: Array, delta: Array, weight: Array, bias: Array, eps: float, *, device: Device
+) -> tuple[Array, Array, CudaLayerNormCache]:
+    """`residual_layernorm_forward` in one look at each row."""
+    xp = namespace(x)
+    x, delta = xp.ascontiguousarray(x), xp.ascontiguousarray(delta)
+    total = xp.empty(x.shape, dtype=x.dtype)
+    return total, *_forward(device, x, delta, weight, bias, total, total, eps)
+
+
+def _forward(
+    device: Device, x: Array, delta: Any, weight: Array, bias: Array, total: Any, kept: Array, eps: float
+) -> tuple[Array, CudaLayerNormCache]:
+    xp, C = namespace(x), x.shape[-1]
+    y = xp.empty(x.shape, dtype=x.dtype)
+    cache = CudaLayerNormCache(kept, *(xp.empty(x.shape[:-1], dtype=x.dtype) for _ in range(2)))
+    N = x.size // C
+    device.launch(
+        "layernorm",
+        "layernorm_forward_v3",
+        (blocks(N, ROWS_PER_BLOCK),),
+        (ROWS_PER_BLOCK * WARP,),
+        (x, delta, weight, bias, total, y, cache.mean, cache.rstd, np.int32(N), np.int32(C), np.float32(eps)),
+    )
+    return y, cache
+
+
+@device_form(layernorm_backward_input)
+def layernorm_backward_input_cuda(dy: Array, weight: Array, cache: CudaLayerNormCache, *, device: Device) -> Array:
+    """`layernorm_backward_input`, a warp a row."""
+    return _backward_input(device, NULL, dy, weight, cache)
+
+
+@device_form(residual_layernorm_backward_input)
+def residual_layernorm_backward_input_cuda(
+    dtotal: Array, dy: Array, weight: Array, cache: CudaLayerNormCache, *, device: Device
+) -> Array:
+    """`residual_layernorm_backward_input` in the same kernel as without the residual."""
+    return _backward_input(device, namespace(dy).ascontiguousarray(dtotal), dy, weight, cache)
+
+
+def _backward_input(device: Device, dtotal: Any, dy: Array, weight: Array, cache: CudaLayerNormCache) -> Array:
+    xp, C = namespace(dy), dy.shape[-1]
+    dy = xp.ascontiguousarray(dy)
+    dx = xp.empty(dy.shape, dtype=dy.dtype)
+    N = dy.size // C
+    device.launch(
+        "layernorm",
+        "layernorm_backward_input_v3",
+        (blocks(N, ROWS_PER_BLOCK),),
+        (ROWS_PER_BLOCK * WARP,),
+        (dtotal, dy, cache.x, weight, cache.mean, cache.rstd, dx, np.int32(N), np.int32(C)),
+    )
+    return dx
+
+
+@device_form(layernorm_backward_params)
+def layernorm_backward_params_cuda(dy: Array, cache: CudaLayerNormCache, *, device: Device) -> tuple[Array, Array]:
+    """`layernorm_backward_params` in two steps: sums over shares of the rows, then the shares added up."""
+    xp, C = namespace(dy), dy.shape[-1]
+    dy = xp.ascontiguousarray(dy)
+    N = dy.size // C
+    shares = row_shares(N, C)
+    partial = xp.empty((shares, 2, C), dtype=dy.dtype)
+    device.launch(
+        "layernorm",
+        "layernorm_backward_params_v2",
+        (blocks(C, WARP), shares),
+        (WARP, COLUMN_ROWS),
+        (dy, cache.x, cache.mean, cache.rstd, partial, np.int32(N), np.int32(C)),
+    )
+    dweight, dbias = (xp.empty(C, dtype=dy.dtype) for _ in range(2))
+    device.launch(
+        "layernorm",
+        "layernorm_backward_params_v2_finish",
+        (blocks(2 * C, 256),),
+        (256,),
+        (partial, dweight, dbias, np.int32(shares), np.int32(C)),
+    )
+    return dweight, dbias

@@ -6,7 +6,10 @@ Their caches are the forward's own arguments, which the caller keeps only for th
 
 from __future__ import annotations
 
+import numpy as np
+
 from kernels.array import Array, namespace
+from kernels.cuda.device import COLUMN_ROWS, WARP, Device, blocks, column_grid, device_form, row_shares
 
 
 def linear_forward(x: Array, weight: Array, bias: Array | None) -> Array:
@@ -107,3 +110,52 @@ def linear_backward_bias_fast(dy: Array) -> Array:
     """`linear_backward_bias` as a matrix-vector product: BLAS sums columns faster than a reduction does."""
     rows = dy.reshape(-1, dy.shape[-1])
     return namespace(dy).ones(rows.shape[0], dtype=dy.dtype) @ rows
+
+
+# ---------------------------------------------------------------------------------------------- CUDA forms
+#
+# The products are the device's own, which takes transposed views as they are; kernels/cuda/matmul.cu shows how such a
+# product comes about.
+
+
+@device_form(linear_forward)
+def linear_forward_cuda(x: Array, weight: Array, bias: Array | None, *, device: Device) -> Array:
+    """`linear_forward` with one product over all rows and the bias added in place."""
+    y = device.gemm(x.reshape(-1, x.shape[-1]), weight)
+    N, C = y.shape
+    if bias is not None:
+        device.launch("linear", "bias_add_v2", column_grid(N, C, 128), (128,), (y, bias, np.int32(N), np.int32(C)))
+    return y.reshape(*x.shape[:-1], C)
+
+
+@device_form(linear_backward_input)
+def linear_backward_input_cuda(dy: Array, weight: Array, *, device: Device) -> Array:
+    """`linear_backward_input` with one product over all rows."""
+    dx = device.gemm(dy.reshape(-1, dy.shape[-1]), weight, transpose_b=True)
+    return dx.reshape(*dy.shape[:-1], weight.shape[0])
+
+
+@device_form(linear_backward_weight)
+def linear_backward_weight_cuda(dy: Array, x: Array, out: Array | None = None, *, device: Device) -> Array:
+    """`linear_backward_weight` as one product."""
+    return device.gemm(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]), out, transpose_a=True)
+
+
+@device_form(linear_backward_bias)
+def linear_backward_bias_cuda(dy: Array, *, device: Device) -> Array:
+    """`linear_backward_bias` in two steps: sums over shares of the rows, then the shares added up."""
+    xp, C = namespace(dy), dy.shape[-1]
+    dy = xp.ascontiguousarray(dy)
+    N = dy.size // C
+    shares = row_shares(N, C)
+    partial = xp.empty((shares, C), dtype=dy.dtype)
+    device.launch(
+        "linear",
+        "column_sum_v2",
+        (blocks(C, WARP), shares),
+        (WARP, COLUMN_ROWS),
+        (dy, partial, np.int32(N), np.int32(C)),
+    )
+    dbias = xp.empty(C, dtype=dy.dtype)
+    device.launch("linear", "column_sum_v1", (blocks(C, 256),), (256,), (partial, dbias, np.int32(shares), np.int32(C)))
+    return dbias

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import lessons
+from minigpt import InputError, distributed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = f"no lesson {arguments[0]}" if arguments else "which lesson?"
         print(f"{given}; there are {', '.join(map(str, sorted(modules)))}", file=sys.stderr)
         return 2
+    if distributed.several():
+        print(f"lesson {number}: lessons are run by one process, without mpiexec or srun --mpi", file=sys.stderr)
+        return InputError.exit_code
     return importlib.import_module(f"lessons.{modules[number]}").main(arguments[1:])
 
 

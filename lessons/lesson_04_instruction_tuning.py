@@ -490,9 +490,8 @@ FULL = replace(
     CORE,
     tasks=("questions", "rewriting", "translation", "topic-pairs", "summaries"),
     unseen=("sentiment-pairs", "cards", "addition"),
-    steps=200,
-    test=200,
 )
+"""More tasks than a core run has; its own figures say how many. The bands of a core run come from its own plan."""
 QUICK = Plan(
     base="base-xs",
     tasks=("rewriting", "addition"),
@@ -722,8 +721,13 @@ def lesson(run: Run) -> None:
     show_forgetting(run, experiment.labels, results)
     run.picture("scenarios", scenarios_picture(averaged([r.scenarios for r in results])))
     if settings.full:
-        ablate(run, Experiment(CORE, run.backend, settings.data), seeds)
-    report(run, results)
+        core = Experiment(CORE, run.backend, settings.data)
+        ablate(run, core, seeds)
+        if settings.standard:
+            report(run, measure_all(core, seeds))
+            report(run, results, f"{len(experiment.tasks)}_tasks_")
+    if not (settings.full and settings.standard):
+        report(run, results)
     run.results |= {"plan": asdict(plan), "tasks": list(experiment.labels), "runs": [asdict(r) for r in results]}
     run.results["data"] = [task.data.record() for task in experiment.tasks]
 
@@ -767,24 +771,24 @@ def ablate(run: Run, experiment: Experiment, seeds: Sequence[int]) -> None:
     run.results["ablations"] = {"scores": scores, "held_out_loss_change": forgot}
 
 
-def report(run: Run, results: Sequence[Measured]) -> None:
-    """The figures, each with the band where it is expected."""
+def report(run: Run, results: Sequence[Measured], prefix: str = "") -> None:
+    """The figures, each with the band where it is expected; with a prefix those that no core run has."""
     band = None if run.settings.standard else Band(0.0, 1.0, 0, "a share")
 
     def key(name: str) -> str:
-        return name.replace(",", "").replace(" ", "_").replace("-", "_")
+        return prefix + name.replace(",", "").replace(" ", "_").replace("-", "_")
 
     for name in MODELS:
         run.report(f"{key(name)}_score", [r.score(name) for r in results], "mean score", band)
     if len(results[0].forgotten) > 1:
-        run.report("forgotten", [mean(r.forgotten) for r in results], "points of score")
+        run.report(key("forgotten"), [mean(r.forgotten) for r in results], "points of score")
     for text in results[0].held_out["base"]:
         for name in ("mixture", "mixture, last layer"):
             change = [r.held_out[name][text] - r.held_out["base"][text] for r in results]
             run.report(f"{key(name)}_{text}_loss_change", change, "nats a token")
     for metric in ("acc", "calibration"):
         values = [mean([scores[metric] for scores in r.scenarios["mixture"].values()]) for r in results]
-        run.report(f"mixture_{metric}", values, "share right" if metric == "acc" else "calibration error", band)
+        run.report(key(f"mixture_{metric}"), values, "share right" if metric == "acc" else "calibration error", band)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

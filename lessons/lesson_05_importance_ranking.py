@@ -178,7 +178,7 @@ class PerExample(Backend):
     """
 
     def __init__(self, inner: Backend) -> None:
-        super().__init__(inner.name, inner.xp, inner.suffix, inner.reference)
+        super().__init__(inner.name, inner.xp, inner.suffix, inner.reference, inner.device)
         self.scored: Sequence[int] = ()
         self.head: tuple[Array, Array] | None = None
         self.positions: Array = 0.0
@@ -573,8 +573,8 @@ def lesson(run: Run) -> None:
     settings = run.settings
     plan = settings.choose(QUICK, CORE, FULL)
     names = [settings.data] if settings.data else [plan.pairs, plan.labels]
-    tasks = {name: load(plan.base, name, plan.records, run.backend.name)[1] for name in names}
-    base = load(plan.base, names[0], plan.records, run.backend.name)[0]
+    tasks = {name: load(plan.base, name, plan.records, run.backend.spec)[1] for name in names}
+    base = load(plan.base, names[0], plan.records, run.backend.spec)[0]
     first = tasks[names[0]]
     if settings.data:
         run.say(f"\n  {first.describe()}")

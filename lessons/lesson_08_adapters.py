@@ -881,7 +881,7 @@ def lesson(run: Run) -> None:
 
     settings = run.settings
     plan = settings.choose(study.QUICK, study.CORE, study.FULL)
-    backend = run.backend.name
+    backend = run.backend.spec
     base, tokenizer = bases.load(plan.base, backend=backend)
     names = plan.tasks if settings.data is None else (settings.data,)
     tasks = [load_task(name, tokenizer, plan.records) for name in names]

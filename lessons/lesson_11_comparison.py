@@ -22,7 +22,6 @@ import math
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -39,7 +38,7 @@ from lessons.common import derivation, gradcheck, plotting, runner, sweep
 from lessons.common.derivation import Derivation
 from lessons.common.gradcheck import Check
 from lessons.common.lora_serving import MultiLoRA
-from lessons.common.measure import step_cost
+from lessons.common.measure import median_seconds, step_cost
 from lessons.common.method import Method, n_trainable, trunk_of
 from lessons.common.runner import Run
 from lessons.common.scenarios import as_questions, delimiter, few_shot, written_scores
@@ -370,6 +369,8 @@ class Plan:
     sweeps : dict of str to Sweep
         On `SWEEP_TASK`.
     sweep_seeds : int
+    backend : str
+        Where the runs compute; a job says so if it is not NumPy.
     """
 
     methods: Sequence[str]
@@ -380,6 +381,12 @@ class Plan:
     base: str = BASE
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
     sweep_seeds: int = 1
+    backend: str = "numpy"
+
+    @property
+    def place(self) -> dict[str, str]:
+        """What a job says of the backend."""
+        return {} if self.backend == "numpy" else {"backend": self.backend}
 
     def job(
         self,
@@ -406,7 +413,7 @@ class Plan:
             "batch_size": entry.batch_size,
             "test": max(16, entry.test // self.shrink),
             "windows": max(2, 32 // self.shrink),
-        }
+        } | self.place
 
     def grid_jobs(self) -> list[Job]:
         """The runs that choose learning rates."""
@@ -489,8 +496,8 @@ def choose(
 
 
 @lru_cache(maxsize=2)
-def _base(name: str) -> tuple[GPT, Tokenizer]:
-    return bases.load(name)
+def _base(name: str, backend: str = "numpy") -> tuple[GPT, Tokenizer]:
+    return bases.load(name, backend=backend)
 
 
 @lru_cache(maxsize=4)
@@ -521,7 +528,7 @@ def method_of(name: str, n_labels: int | None, settings: Mapping[str, Any] | Non
 
 def start_of(name: str, base: GPT, seed: int) -> GPT:
     """The model that a job starts from: the base, or for training from scratch a fresh one of its size."""
-    return GPT(base.config, seed=seed) if name == SCRATCH else base
+    return GPT(base.config, seed=seed, backend=base.backend) if name == SCRATCH else base
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -539,7 +546,7 @@ def measure(job: Job) -> dict[str, Any]:
         ``scores`` on the test split and ``forgetting`` (rise of the base's own held-out loss in nats a token, with the
         technique in place).
     """
-    base, _ = _base(job["base"])
+    base, _ = _base(job["base"], job.get("backend", "numpy"))
     task = _task(job["task"], job["base"], job["n"])
     if job["method"] in PROMPTING:
         return prompted(base, task, PROMPTING[job["method"]], job["test"])
@@ -627,7 +634,7 @@ def costs(job: Job) -> dict[str, Any]:
         ``merged_latency_ms`` (None where it cannot be merged), ``base_latency_ms``, and ``mixed_latency_ms`` of
         `mixed_latency`.
     """
-    base, _ = _base(job["base"])
+    base, _ = _base(job["base"], job.get("backend", "numpy"))
     task = _task(job["task"], job["base"], job["n"])
     method = method_of(job["method"], task.n_labels)
     batch = task.batches(job["batch_size"], 0)
@@ -655,7 +662,7 @@ def costs(job: Job) -> dict[str, Any]:
 def token_latency(model: GPT, new: int = 64, repeats: int = 5) -> float:
     """Median milliseconds for a generated token at batch 1, after a prompt of 16."""
     prompt = [list(range(1, 17))]
-    return _milliseconds(lambda: model.generate(prompt, new, temperature=0), repeats) / new
+    return 1e3 * median_seconds(lambda: model.generate(prompt, new, temperature=0), repeats) / new
 
 
 def mixed_latency(base: GPT, tuned: GPT, rows: int = 8, new: int = 32, repeats: int = 3) -> tuple[float, bool]:
@@ -676,19 +683,10 @@ def mixed_latency(base: GPT, tuned: GPT, rows: int = 8, new: int = 32, repeats: 
         branches = {}
     if not branches:
         half = prompts[: rows // 2]
-        return 2 * _milliseconds(lambda: tuned.generate(half, new, temperature=0), repeats) / new, False
+        return 2e3 * median_seconds(lambda: tuned.generate(half, new, temperature=0), repeats) / new, False
     both = MultiLoRA(base, {"first": branches, "second": branches})
     names = ["first", "second"] * (rows // 2)
-    return _milliseconds(lambda: both.generate(prompts, new, names, temperature=0), repeats) / new, True
-
-
-def _milliseconds(work: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - began) * 1e3)
-    return statistics.median(times[1:])  # the first one warms up
+    return 1e3 * median_seconds(lambda: both.generate(prompts, new, names, temperature=0), repeats) / new, True
 
 
 # ---------------------------------------------------------------------------------------------- what came out
@@ -854,7 +852,7 @@ class Swept:
     loss: list[float]
 
 
-def run_sweep(plan: Plan, name: str, kept: Path) -> tuple[list[Swept], list[Result]]:
+def run_sweep(plan: Plan, name: str, kept: Path, cluster: str = "") -> tuple[list[Swept], list[Result]]:
     """Run a sweep: a learning rate for each of its values, as for the methods themselves, and then the seeds."""
     swept = plan.sweeps[name]
 
@@ -870,9 +868,10 @@ def run_sweep(plan: Plan, name: str, kept: Path) -> tuple[list[Swept], list[Resu
         for value in swept.values
     }
     jobs = plan.sweep_jobs(name, grid, [GRID_SEED])
-    chosen = choose(sweep.run(measure, jobs, kept, title=f"{name}, learning rates"), of)
+    chosen = choose(sweep.run(measure, jobs, kept, title=f"{name}, learning rates", cluster=cluster), of)
     rates = {what: [lr] for (what, _), lr in chosen.items()}
-    results = sweep.run(measure, plan.sweep_jobs(name, rates, range(plan.sweep_seeds)), kept, title=name)
+    jobs = plan.sweep_jobs(name, rates, range(plan.sweep_seeds))
+    results = sweep.run(measure, jobs, kept, title=name, cluster=cluster)
     gathered: dict[tuple[str, Any], list[Result]] = {}
     for result in results:
         gathered.setdefault((result.job["method"], value_of(result.job)), []).append(result)
@@ -1133,7 +1132,7 @@ def lesson(run: Run) -> None:
     if settings.data is not None:
         raise InputError("the comparison runs on its own tasks; the other lessons take DATA")
     derivation.require(derivation.derive(run, DERIVATIONS), "the comparison")
-    plan = plan_of(run)
+    plan = replace(plan_of(run), backend=run.backend.spec)
     kept = run.directory / ("quick" if settings.quick else "full" if settings.full else "core")
     metric = {task: TASKS[task].metric for task in plan.tasks}
     run.heading("The plan")
@@ -1143,10 +1142,11 @@ def lesson(run: Run) -> None:
         f"rates, {n_final} that count ({plan.seeds} seeds)\n"
         f"  done ones are kept in {kept}: the same command goes on from there"
     )
-    chosen = choose(sweep.run(measure, plan.grid_jobs(), kept, title="choosing learning rates"))
-    finals = sweep.run(measure, plan.final_jobs(chosen), kept, title="final runs")
+    cluster = settings.cluster
+    chosen = choose(sweep.run(measure, plan.grid_jobs(), kept, title="choosing learning rates", cluster=cluster))
+    finals = sweep.run(measure, plan.final_jobs(chosen), kept, title="final runs", cluster=cluster)
     found = cells(finals, metric)
-    swept = [run_sweep(plan, name, kept) for name in plan.sweeps]
+    swept = [run_sweep(plan, name, kept, cluster) for name in plan.sweeps]
     points = [point for part, _ in swept for point in part]
     paid = {r.job["method"]: r.values for r in sweep.run(costs, cost_jobs(plan), kept, workers=1, title="costs")}
     show(run, plan, found, paid)
@@ -1175,6 +1175,7 @@ def cost_jobs(plan: Plan) -> list[Job]:
     task = COST_TASK
     return [
         {"measure": "cost", "method": m, "task": task, "base": plan.base, "n": 64, "batch_size": TASKS[task].batch_size}
+        | plan.place
         for m in plan.methods
     ]
 
@@ -1288,7 +1289,7 @@ def readme_table(results: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``make lesson-11``; gives the exit code."""
-    return runner.main(11, __doc__, lesson, argv, takes=runner.NOTHING)
+    return runner.main(11, __doc__, lesson, argv, takes=runner.NOTHING, clusters=sweep.CLUSTERS)
 
 
 if __name__ == "__main__":

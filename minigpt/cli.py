@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kernels import Backend, get_backend
-from minigpt import files
+from kernels.backend import PRECISIONS
+from minigpt import distributed, files
 from minigpt.config import PRESETS, GPTConfig, preset
 from minigpt.corpora import encode_split, language_batches, load_corpus
 from minigpt.data import DataSet
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if _rank() > 0:
+        with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+            return _run(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal's encoding lacks
     code = _run(argv)
@@ -75,6 +80,8 @@ def _run(argv: list[str]) -> int:
         if getattr(arguments, "recipe", None):
             command, *options = argv
             arguments = build_parser().parse_args([command, *recipe_options(arguments.recipe), *options])
+        if arguments.run is not _train and _rank() > 0:
+            return 0  # one rank is enough to write or to measure
         return arguments.run(arguments)
     except (InputError, RunError) as error:
         print(f"minigpt: {error}", file=sys.stderr)
@@ -95,6 +102,12 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("minigpt: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _rank() -> int:
+    """This process' rank among those that a launcher has started."""
+    found = distributed.launched()
+    return found.rank if found else 0
 
 
 # ---------------------------------------------------------------------------------------------- arguments
@@ -133,11 +146,17 @@ def _at_least(lowest: int) -> Callable[[str], int]:
     return number
 
 
+def _add_backend(parser: Any) -> None:
+    parser.add_argument("--backend", choices=["numpy", "cupy"], default="numpy", help="cupy needs a CUDA GPU")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of matrix products on a GPU")
+
+
 def _add_train(commands: Any) -> None:
     p = commands.add_parser(
         "train",
         help="train a language model on text",
-        description="Train a GPT on text and write it as a Hugging Face directory with its tokenizer.",
+        description="Train a GPT on text and write it as a Hugging Face directory with its tokenizer. "
+        "On several machines: mpiexec -n RANKS python -m minigpt train ..., one process a rank.",
         formatter_class=_Help,
     )
     p.set_defaults(run=_train)
@@ -162,7 +181,7 @@ def _add_train(commands: Any) -> None:
         g.add_argument(f"--{name}", type=_at_least(1), metavar="N", help=f"{text}; overrides the preset")
     g.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on embeddings, attention and residuals")
     g.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of parameters and arithmetic")
-    g.add_argument("--backend", choices=["numpy", "cupy"], default="numpy", help="cupy needs a CUDA GPU")
+    _add_backend(g)
 
     g = p.add_argument_group("text")
     g.add_argument(
@@ -199,7 +218,7 @@ def _add_train(commands: Any) -> None:
     g.add_argument("--checkpoint-every", type=int, default=250, metavar="N", help="steps between checkpoints")
     g.add_argument("--log-every", type=int, default=10, metavar="N", help="steps between lines of the log")
     g.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of weights, batches and dropout")
-    g.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0: one a core")
+    g.add_argument("--workers", type=int, default=0, metavar="N", help="processes on this machine; 0: one a core")
     g.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -224,7 +243,7 @@ def _add_generate(commands: Any) -> None:
     p.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
     p.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P")
     p.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the draws")
-    p.add_argument("--backend", choices=["numpy", "cupy"], default="numpy", help="cupy needs a CUDA GPU")
+    _add_backend(p)
 
 
 def _add_eval(commands: Any) -> None:
@@ -248,7 +267,7 @@ def _add_eval(commands: Any) -> None:
     p.add_argument(
         "--block-size", type=_at_least(1), metavar="T", help="tokens in a row; the context length by default"
     )
-    p.add_argument("--backend", choices=["numpy", "cupy"], default="numpy", help="cupy needs a CUDA GPU")
+    _add_backend(p)
     p.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
@@ -296,15 +315,18 @@ def recipe_options(name: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------- commands
 
 
+@distributed.together()
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.data is None:
         raise InputError("give the text to train on with --data")
     out = Path(arguments.out)
-    _check_out(out, arguments.resume)
+    distributed.share(lambda: _check_out(out, arguments.resume))
     settings = TrainConfig(
         **{f.name: getattr(arguments, f.name) for f in fields(TrainConfig) if f.name not in ("eps", "max_norm")},
         max_norm=arguments.max_norm or None,
     )
+    if distributed.several() and arguments.backend == "cupy":
+        distributed.choose_gpu()
     data = load_corpus(arguments.data, arguments.validation, arguments.test)
     model, tokenizer = _model_and_tokenizer(arguments, data)
     config = model.config
@@ -326,17 +348,10 @@ def _train(arguments: argparse.Namespace) -> int:
         "data": data.record(),
         "machine": files.provenance(),
     }
-    if arguments.resume and checkpoints(out):
-        _check_same_run(out, record)
-    elif arguments.resume:
-        print(f"no checkpoint in {out}: starting from the beginning", file=sys.stderr)
-    print(
-        f"{model.n_parameters:,} parameters, {len(tokens):,} training tokens from {data.name}, "
-        f"vocabulary {config.vocab_size}; writing to {out}",
-        file=sys.stderr,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_json(out / "run.json", record)
+    found = distributed.launched()
+    if found is not None:
+        record["ranks"] = found.size
+    distributed.share(lambda: _begin(out, arguments.resume, record))
     history = train(
         model,
         LanguageModelling(),
@@ -347,9 +362,10 @@ def _train(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         progress=not arguments.quiet,
     )
-    tokenizer.save_pretrained(out)
-    model.save_pretrained(out)
-    files.write_json(out / "run.json", {**record, "result": _result(history)})
+    if _rank() == 0:
+        tokenizer.save_pretrained(out)
+        model.save_pretrained(out)
+        files.write_json(out / "run.json", {**record, "result": _result(history)})
     return _report(history, arguments, settings)
 
 
@@ -366,6 +382,21 @@ def _check_out(out: Path, resume: bool) -> None:
         raise InputError(f"--out {out} holds a model, which would be overwritten; give another --out")
 
 
+def _begin(out: Path, resume: bool, record: dict[str, Any]) -> None:
+    """Say what is about to be trained, and write it down."""
+    if resume and checkpoints(out):
+        _check_same_run(out, record)
+    elif resume:
+        print(f"no checkpoint in {out}: starting from the beginning", file=sys.stderr)
+    print(
+        f"{record['n_parameters']:,} parameters, {record['tokens']['train']:,} training tokens from "
+        f"{record['data']['name']}, vocabulary {record['config']['vocab_size']}; writing to {out}",
+        file=sys.stderr,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_json(out / "run.json", record)
+
+
 def _model_and_tokenizer(arguments: argparse.Namespace, data: DataSet[str]) -> tuple[GPT, AnyTokenizer]:
     overrides = {
         name: getattr(arguments, name)
@@ -375,7 +406,8 @@ def _model_and_tokenizer(arguments: argparse.Namespace, data: DataSet[str]) -> t
     if arguments.init:
         for name in (*overrides, *(["dropout"] if arguments.dropout else [])):
             raise InputError(f"{name} is given, but --init {arguments.init} comes with its own")
-        return _load(arguments.init, arguments.backend, arguments.dtype)
+        return _load(arguments.init, arguments, arguments.dtype)
+    backend = _backend(arguments)  # before a tokenizer is trained for nothing
     tokenizer = _tokenizer(arguments, data)
     p = arguments.dropout
     config: GPTConfig = preset(arguments.preset, vocab_size=tokenizer.vocab_size, **overrides)
@@ -387,7 +419,7 @@ def _model_and_tokenizer(arguments: argparse.Namespace, data: DataSet[str]) -> t
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return GPT(config, arguments.seed, arguments.dtype, _backend(arguments.backend)), tokenizer
+    return GPT(config, arguments.seed, arguments.dtype, backend), tokenizer
 
 
 def _tokenizer(arguments: argparse.Namespace, data: DataSet[str]) -> AnyTokenizer:
@@ -452,22 +484,22 @@ def _report(history: History, arguments: argparse.Namespace, settings: TrainConf
     return 0
 
 
-def _load(directory: str, backend: str, dtype: str | None = None) -> tuple[GPT, AnyTokenizer]:
-    model = GPT.from_pretrained(directory, dtype, _backend(backend))
+def _load(directory: str, arguments: argparse.Namespace, dtype: str | None = None) -> tuple[GPT, AnyTokenizer]:
+    model = GPT.from_pretrained(directory, dtype, _backend(arguments))
     tokenizer = load_tokenizer(directory)
     files.check_vocabulary(tokenizer.vocab_size, model.config)
     return model, tokenizer
 
 
-def _backend(name: str) -> Backend:
+def _backend(arguments: argparse.Namespace) -> Backend:
     try:
-        return get_backend(name)
+        return get_backend(arguments.backend, precision=arguments.precision)
     except ValueError as error:
         raise InputError(f"--{error}") from None
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    model, tokenizer = _load(arguments.model, arguments.backend)
+    model, tokenizer = _load(arguments.model, arguments)
     end = tokenizer.eos_token_id
     prompt = tokenizer.encode(arguments.prompt)
     if not prompt:
@@ -497,7 +529,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    model, tokenizer = _load(arguments.model, arguments.backend)
+    model, tokenizer = _load(arguments.model, arguments)
     data = load_corpus(arguments.data, arguments.validation, arguments.test)
     splits = ("train", "validation", "test") if arguments.split == "all" else (arguments.split,)
     documents = [d for s in splits for d in data.split(s)]

@@ -94,16 +94,18 @@ def evaluate_batches(model: Any, batches: Sequence[Batch]) -> tuple[float, int]:
         If the loss is not finite.
     """
     objective = LanguageModelling()
-    loss, count = 0.0, 0
+    total_loss: Any = 0.0
+    count = 0
     with np.errstate(all="ignore"):  # an overflow shows in the loss
         for batch in batches:
             total = objective.total(batch)
             if total:
                 share, _ = objective.forward(model, batch, total, model.context())
-                loss += share * total
+                total_loss += share * total
                 count += int(total)
     if not count:
         raise InputError("no target to score: all are -100")
+    (loss,) = model.backend.read(total_loss)
     if not math.isfinite(loss):
         raise RunError(f"the loss is {loss}: with these weights the model's numbers overflow")
     return loss / count, count

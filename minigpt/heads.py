@@ -33,7 +33,12 @@ def lm_logits(hidden: Array, wte: Parameter | Layer, ctx: Context) -> Array:
 
 
 def lm_loss(
-    hidden: Array, wte: Parameter | Layer, targets: Array, ctx: Context, n_scored: float | None = None
+    hidden: Array,
+    wte: Parameter | Layer,
+    targets: Array,
+    ctx: Context,
+    n_scored: float | None = None,
+    index: Array | None = None,
 ) -> tuple[float, Callable[[Gradients], Array | None]]:
     """Cross-entropy of the next tokens; only rows with a target pass through the head.
 
@@ -45,11 +50,14 @@ def lm_loss(
     ctx : Context
     n_scored : float, optional
         Scored targets in the whole batch, of which this is a part; by default those here.
+    index : (N,) integers, optional
+        Where the scored targets stand, counted through all rows. They are looked for if absent, and a GPU is then
+        waited for.
 
     Returns
     -------
     loss : float
-        This part's share of the batch mean.
+        This part's share of the batch mean. On a GPU it is an array of no axes: see `kernels.array.number`.
     backward : (grads) -> (B, T, C)
 
     Raises
@@ -58,7 +66,7 @@ def lm_loss(
         If nothing is scored.
     """
     ops = ctx.backend.ops
-    rows, of_rows, scatter = _scored_rows(hidden, targets, ctx.backend.xp)
+    rows, of_rows, _, scatter = _scored_rows(hidden, targets, ctx.backend.xp, index)
     logits, head_back = _head(rows, wte, ctx)  # (N, V)
     ctx.see("logits", logits)
     if n_scored is None:
@@ -88,15 +96,14 @@ def token_logprobs(
     backward : (dlogprobs (B, T), grads) -> (B, T, C)
     """
     ops, xp = ctx.backend.ops, ctx.backend.xp
-    rows, of_rows, scatter = _scored_rows(hidden, targets, xp)
+    rows, of_rows, index, scatter = _scored_rows(hidden, targets, xp)
     logits, head_back = _head(rows, wte, ctx)
     values, cache = ops.token_logprobs_forward(logits, of_rows)
-    scored = targets != IGNORED
     logprobs = xp.zeros(targets.shape, dtype=hidden.dtype)
-    logprobs[scored] = values
+    logprobs.reshape(-1)[index] = values
 
     def backward(dlogprobs: Array, grads: Gradients) -> Array | None:
-        return scatter(head_back(ops.token_logprobs_backward(dlogprobs[scored], cache), grads))
+        return scatter(head_back(ops.token_logprobs_backward(dlogprobs.reshape(-1)[index], cache), grads))
 
     return logprobs, backward
 
@@ -126,11 +133,15 @@ def pool_last(hidden: Array, lengths: Array, ctx: Context) -> tuple[Array, Calla
     return hidden[rows, last], backward
 
 
-def _scored_rows(hidden: Array, targets: Array, xp: Any) -> tuple[Array, Array, Callable[..., Array | None]]:
-    # The rows that have a target, their targets, and the way back to (B, T, C) for the rows' gradient if there is one.
+def _scored_rows(
+    hidden: Array, targets: Array, xp: Any, index: Array | None = None
+) -> tuple[Array, Array, Array, Callable[..., Array | None]]:
+    # The rows that have a target, their targets, which rows they are, and the way back to (B, T, C) for the rows'
+    # gradient if there is one.
     shape = hidden.shape
     rows, flat = hidden.reshape(-1, shape[-1]), targets.reshape(-1)
-    index = xp.flatnonzero(flat != IGNORED)
+    if index is None:
+        index = xp.flatnonzero(flat != IGNORED)
     every = index.shape[0] == flat.shape[0]
 
     def scatter(drows: Array | None) -> Array | None:
@@ -140,7 +151,7 @@ def _scored_rows(hidden: Array, targets: Array, xp: Any) -> tuple[Array, Array, 
         dhidden.reshape(-1, shape[-1])[index] = drows
         return dhidden
 
-    return (rows, flat, scatter) if every else (rows[index], flat[index], scatter)
+    return (rows, flat, index, scatter) if every else (rows[index], flat[index], index, scatter)
 
 
 def _head(rows: Array, wte: Parameter | Layer, ctx: Context) -> tuple[Array, Backward]:

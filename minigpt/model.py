@@ -205,7 +205,7 @@ class GPT(Layer):
         hidden, trunk_back = self.forward(ids, ctx)
         loss, head_back = lm_loss(hidden, self.wte, targets, ctx)
         trunk_back(head_back(grads), grads)
-        return loss, grads.as_dict()
+        return self.backend.read(loss)[0], grads.as_dict()
 
     def generate(
         self,

@@ -28,7 +28,10 @@ class Objective(Protocol):
     def forward(
         self, model: Any, batch: Batch, total: float, ctx: Context
     ) -> tuple[float, Callable[[Gradients], None]]:
-        """A shard's share of the mean, and its backward. The shares of all shards add up to the loss."""
+        """A shard's share of the mean, and its backward. The shares of all shards add up to the loss.
+
+        On a GPU the share is an array of no axes, which nobody has waited for: see `kernels.array.number`.
+        """
 
 
 class LanguageModelling:
@@ -57,10 +60,9 @@ class LanguageModelling:
             raise InputError(f"{length} tokens do not fit into the model's context of {room}")
         check_ids(batch["ids"], vocab_size)
         check_ids(batch["targets"][scored], vocab_size, "targets")
-        ids = model.backend.asarray(batch["ids"])
-        targets = model.backend.asarray(batch["targets"])
+        ids, targets, index = model.backend.send(batch["ids"], batch["targets"], np.flatnonzero(scored))
         hidden, trunk_back = model.forward(ids, ctx)
-        loss, head_back = lm_loss(hidden, model.wte, targets, ctx, total)
+        loss, head_back = lm_loss(hidden, model.wte, targets, ctx, total, index)
         return loss, lambda grads: trunk_back(head_back(grads), grads)
 
 

@@ -1,9 +1,10 @@
 """Data-parallel training: ranks that each run a shard of the batch, and the sum of their flat gradients.
 
 A `Replica` is one rank: it has the model, computes its shard's gradient into a flat buffer, and updates its
-own part of the flat parameters. A `Comm` joins the ranks. `LocalTeam` runs further ranks in processes of
-their own on this machine, with one BLAS thread each and all flat buffers in shared memory: two processes lose
-nothing to each other, where two threads lose a fifth to the interpreter lock.
+own part of the flat parameters. A `Comm` joins the ranks, and a `Team` is all of them, as one of them sees it.
+`LocalTeam` runs further ranks in processes of their own on this machine, with one BLAS thread each and all flat
+buffers in shared memory: two processes lose nothing to each other, where two threads lose a fifth to the interpreter
+lock. Ranks that a launcher has started, on one machine or many, are a `minigpt.distributed.LaunchedTeam`.
 
 The workers are plain child processes that are told everything over their standard input. They need neither a
 ``__main__`` guard nor fork, work from scripts, notebooks and make alike, and end when that pipe closes,
@@ -20,9 +21,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self, TypeVar
 
 import cloudpickle
 import numpy as np
@@ -35,6 +36,8 @@ from minigpt.errors import InputError, RunError
 from minigpt.objectives import Batch, Objective, rows, shards, take
 from minigpt.optim import AdamW
 from minigpt.parameters import FlatParameters, Gradients, Parameter
+
+Shared = TypeVar("Shared")
 
 # The variables by which BLAS libraries are told how many threads to use.
 ONE_THREAD = dict.fromkeys(
@@ -152,8 +155,10 @@ class Replica:
         loss = self.accumulate(shard, total, accumulation, [seed, step, self.comm.rank])
         flat_grad = self.grads.buffer
         self.comm.reduce_scatter(flat_grad)
-        ops = self.model.backend.ops
-        loss, squares = self.comm.sum((loss, ops.sum_of_squares(flat_grad[self.own])))
+        backend = self.model.backend
+        ops = backend.ops
+        # The one place of a step that waits for a GPU, before anything that a failed step must not change.
+        loss, squares = self.comm.sum(backend.read(loss, ops.sum_of_squares(flat_grad[self.own])))
         norm = math.sqrt(squares) if squares >= 0 else math.nan
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return loss, norm
@@ -168,8 +173,8 @@ class Replica:
         self.comm.all_gather(self.flat.buffer)
         return loss, norm
 
-    def accumulate(self, shard: Batch, total: float, accumulation: int, seed: list[int]) -> float:
-        """This rank's share of the loss; its gradient goes into the flat buffer."""
+    def accumulate(self, shard: Batch, total: float, accumulation: int, seed: list[int]) -> Any:
+        """This rank's share of the loss, on a GPU an array of no axes; its gradient goes into the flat buffer."""
         self.grads.clear()
         loss = 0.0
         for part, ctx in passes(self.model, shard, accumulation, seed):
@@ -182,14 +187,15 @@ class Replica:
     @np.errstate(all="ignore")
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Sum of losses and of what they are means over, for this rank's batches."""
-        loss, count = 0.0, 0.0
+        loss: Any = 0.0
+        count = 0.0
         for batch in batches:
             total = self.objective.total(batch)
             if total:
                 share, _ = self.objective.forward(self.model, batch, total, self.model.context())
                 loss += share * total
                 count += total
-        return loss, count
+        return self.model.backend.read(loss)[0], count
 
 
 def passes(model: Any, shard: Batch, accumulation: int, seed: list[int]) -> Iterator[tuple[Batch, Context]]:
@@ -197,6 +203,114 @@ def passes(model: Any, shard: Batch, accumulation: int, seed: list[int]) -> Iter
     n = rows(shard)
     for i, part in enumerate(shards(n, min(accumulation, n)) if n else ()):
         yield take(shard, part), model.context(grad=True, training=True, rng=model.backend.rng([*seed, i]))
+
+
+class Team:
+    """A model trained by `size` ranks, as rank `rank` sees it: a context manager.
+
+    While it is open the trainable parameters live in a flat buffer; afterwards they are ordinary arrays again, with
+    the trained values.
+
+    Parameters
+    ----------
+    model
+        Anything with ``forward``, ``parameters``, ``context`` and ``backend``; layers may have been replaced.
+    objective : Objective
+    parameters : list of Parameter
+        The trainable ones in the order of the flat buffer (`AdamW.order`).
+    optimizer : AdamW
+    size : int
+        Number of ranks.
+
+    Attributes
+    ----------
+    rank, size : int
+    flat : FlatParameters
+    replica : Replica
+        This rank.
+    """
+
+    rank = 0
+    flat: FlatParameters
+    replica: Replica
+
+    def __init__(
+        self, model: Any, objective: Objective, parameters: list[Parameter], optimizer: AdamW, size: int = 1
+    ) -> None:
+        self.size = size
+        self._model = model
+        self._objective = objective
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        raise NotImplementedError
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._stack.close()
+
+    def step(
+        self,
+        batch: Batch,
+        accumulation: int,
+        step: int,
+        rates: Sequence[float],
+        max_norm: float | None,
+        seed: int,
+    ) -> tuple[float, float]:
+        """One optimizer step on a whole batch: loss and gradient norm. See `Replica.step`."""
+        total = self._objective.total(batch)
+        if total == 0:
+            raise InputError(f"step {step + 1}: nothing in the batch is scored")
+        common = (total, accumulation, step, rates, max_norm, seed)
+        orders = [(take(batch, part), *common) for part in shards(rows(batch), self.size)]
+        self._tell("step", orders)
+        return self.replica.step(*orders[self.rank])
+
+    def evaluate(self, batches: Sequence[Batch]) -> float:
+        """Mean loss over all that is scored in these batches, without dropout.
+
+        Raises
+        ------
+        ValueError
+            If nothing is scored.
+        """
+        orders = [(batches[rank :: self.size],) for rank in range(self.size)]
+        self._tell("evaluate", orders)
+        loss, count = self._add_up(self.replica.evaluate(*orders[self.rank]))
+        if count == 0:
+            raise InputError("nothing in the validation data is scored")
+        return loss / count
+
+    def _tell(self, command: str, orders: Sequence[tuple[Any, ...]]) -> None:
+        """Let the ranks that wait to be told know what to do; by default every rank runs this program itself."""
+
+    def _add_up(self, own: tuple[float, float]) -> tuple[float, float]:
+        """The sums over all ranks of what this one found."""
+        return own
+
+    @property
+    def moments(self) -> Any:
+        """m and v, two (P,) vectors, whole. If every rank runs this program, all of them have to ask."""
+        return self.replica.moments
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """Of each flag, whether a rank that runs this program has raised it."""
+        return list(flags)
+
+    def share(self, make: Callable[[], Shared]) -> Shared:
+        """What rank 0 has made, on every rank that runs this program; what it raises, too."""
+        return make()
+
+    def require_equal(self, facts: Callable[[], dict[str, str]]) -> None:
+        """Make sure that every rank that runs this program has the same model and data.
+
+        Raises
+        ------
+        ValueError
+            Naming a rank, and the first of the facts in which it differs from rank 0.
+        """
 
 
 # ------------------------------------------------------------------------------- processes on one machine
@@ -332,22 +446,13 @@ class _Channel:
                 pipe.close()
 
 
-class LocalTeam:
-    """A model trained by `size` ranks on this machine; rank 0 is the calling process.
-
-    Use it as a context manager. While it is open the trainable parameters live in the team's flat buffer;
-    afterwards they are ordinary arrays again, with the trained values.
+class LocalTeam(Team):
+    """A team on this machine: rank 0 is the calling process, and starts the others. A team of one starts none.
 
     Parameters
     ----------
-    model
-        Anything with ``forward``, ``parameters``, ``context`` and ``backend``; layers may have been replaced.
-    objective : Objective
-    parameters : list of Parameter
-        The trainable ones in the order of the flat buffer (`AdamW.order`).
-    optimizer : AdamW
-    size : int
-        Number of ranks; 1 starts no process.
+    model, objective, parameters, optimizer, size
+        As of `Team`.
 
     Raises
     ------
@@ -360,15 +465,10 @@ class LocalTeam:
     ) -> None:
         if size > 1 and model.backend.name != "numpy":
             raise ValueError(f"worker processes need the numpy backend, not {model.backend.name}")
-        self.size = size
-        self._model = model
-        self._objective = objective
-        self._parameters = parameters
-        self._optimizer = optimizer
+        super().__init__(model, objective, parameters, optimizer, size)
         self._workers: list[tuple[subprocess.Popen, _Channel]] = []
-        self._stack = ExitStack()
 
-    def __enter__(self) -> LocalTeam:
+    def __enter__(self) -> Self:
         keep_freed_memory()
         backend = self._model.backend
         if self.size == 1:
@@ -446,46 +546,14 @@ class LocalTeam:
         for worker in self._workers:
             self._send(worker, None)
 
-    def step(
-        self,
-        batch: Batch,
-        accumulation: int,
-        step: int,
-        rates: Sequence[float],
-        max_norm: float | None,
-        seed: int,
-    ) -> tuple[float, float]:
-        """One optimizer step on a whole batch: loss and gradient norm. See `Replica.step`."""
-        total = self._objective.total(batch)
-        if total == 0:
-            raise InputError(f"step {step + 1}: nothing in the batch is scored")
-        parts = [take(batch, part) for part in shards(rows(batch), self.size)]
-        common = (total, accumulation, step, rates, max_norm, seed)
-        for worker, part in zip(self._workers, parts[1:], strict=True):
-            self._send(worker, ("step", (part, *common)))
-        return self.replica.step(parts[0], *common)
+    def _tell(self, command: str, orders: Sequence[tuple[Any, ...]]) -> None:
+        for worker, order in zip(self._workers, orders[1:], strict=True):
+            self._send(worker, (command, order))
 
-    def evaluate(self, batches: Sequence[Batch]) -> float:
-        """Mean loss over all that is scored in these batches, without dropout.
-
-        Raises
-        ------
-        ValueError
-            If nothing is scored.
-        """
-        for rank, worker in enumerate(self._workers, start=1):
-            self._send(worker, ("evaluate", (batches[rank :: self.size],)))
-        sums = [self.replica.evaluate(batches[:: self.size])]
-        sums += [self._receive(worker) for worker in self._workers]
+    def _add_up(self, own: tuple[float, float]) -> tuple[float, float]:
+        sums = [own, *(self._receive(worker) for worker in self._workers)]
         loss, count = (math.fsum(column) for column in zip(*sums, strict=True))
-        if count == 0:
-            raise InputError("nothing in the validation data is scored")
-        return loss / count
-
-    @property
-    def moments(self) -> Any:
-        """m and v, two (P,) vectors."""
-        return self.replica.moments
+        return loss, count
 
 
 _Worker = tuple[subprocess.Popen, _Channel]

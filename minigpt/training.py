@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from minigpt import files
+from minigpt import distributed, files
 from minigpt.context import Context
 from minigpt.errors import InputError, RunError
 from minigpt.objectives import Batch, Objective, rows, shards, take
 from minigpt.optim import SCHEDULES, AdamW, ParameterGroup, Schedule, make_schedule
-from minigpt.parallel import LocalTeam, passes
+from minigpt.parallel import LocalTeam, Team, passes
 from minigpt.parameters import Gradients, Parameter
 
 Callback = Callable[["State"], None]
@@ -60,7 +60,8 @@ class TrainConfig:
     seed : int
         Of dropout; initial weights and batches have their own.
     workers : int
-        Processes on this machine, each with one BLAS thread; 0: one a core.
+        Processes on this machine, each with one BLAS thread; 0: one a core. If a launcher such as ``mpiexec`` has
+        started this process, each rank is one process.
     """
 
     steps: int
@@ -152,6 +153,8 @@ class State:
     evaluated : bool
         Whether this step was followed by an evaluation.
     stop : bool
+    rank : int
+        Of this process among those that a launcher has started: callbacks are called on each of them.
     """
 
     step: int
@@ -159,8 +162,10 @@ class State:
     history: History
     evaluated: bool = False
     stop: bool = False
+    rank: int = 0
 
 
+@distributed.together()
 def train(
     model: Any,
     objective: Objective,
@@ -174,6 +179,9 @@ def train(
     progress: bool | str = True,
 ) -> History:
     """Train a model's trainable parameters, in place.
+
+    In a program that ``mpiexec`` or ``srun --mpi`` has started, all ranks have to make the same call, with the same
+    model and data: they train it together, see `minigpt.distributed`. Rank 0 writes and shows what there is.
 
     Parameters
     ----------
@@ -217,23 +225,43 @@ def train(
     optimizer = AdamW(parameters, model.backend, groups, (config.beta1, config.beta2), config.eps, config.weight_decay)
     first = batches(0)
     size = team_size(config.workers, model.backend.name, rows(first))
+    team: Team
+    if distributed.several():
+        team = distributed.LaunchedTeam(model, objective, parameters, optimizer)
+    else:
+        team = LocalTeam(model, objective, parameters, optimizer, size)
     identity = {}
     if directory is not None:
-        identity = _identity(model, parameters, config, groups, size, first, validation)
+        identity = _identity(model, parameters, config, groups, team.size, first, validation)
     with (
-        LocalTeam(model, objective, parameters, optimizer, size) as team,
+        team,
         interruptible() as interrupted,
         _Run(team, model, config, optimizer, directory, identity) as run,
     ):
+        team.require_equal(lambda: _ingredients(model, config, first, validation))
         start = run.resume() if resume else run.begin()
-        with _bar(progress, config.steps, start) as bar:
+        with _bar(progress if team.rank == 0 else False, config.steps, start) as bar:
             run.loop(start, batches, validation, callbacks, interrupted, bar)
         return run.finish()
 
 
 def team_size(workers: int, backend: str, batch_rows: int) -> int:
-    """How many processes a run uses: as asked, or one a core that this process may use; at most one a row."""
-    if backend != "numpy":
+    """How many processes a run uses on this machine: as asked, or one a core; at most one a row.
+
+    A rank that a launcher has started is one process.
+
+    Raises
+    ------
+    ValueError
+        If workers are asked for on top of several ranks.
+    """
+    found = distributed.launched()
+    if found is not None and found.size > 1 and workers > 1:
+        raise InputError(
+            f"workers is {workers}, but the launcher has started {found.size} ranks, which are one process each: "
+            "leave workers out"
+        )
+    if backend != "numpy" or (found is not None and not workers):
         return 1
     if not workers:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -245,7 +273,7 @@ class _Run:
 
     def __init__(
         self,
-        team: LocalTeam,
+        team: Team,
         model: Any,
         config: TrainConfig,
         optimizer: AdamW,
@@ -287,7 +315,7 @@ class _Run:
             history.stopped = "early stop"
             return
         began = time.perf_counter() - history.seconds
-        state = State(start, self.model, history)
+        state = State(start, self.model, history, rank=self.team.rank)
         for step in range(start, config.steps):
             rates = self.optimizer.rates(config.rate, step)
             batch = batches(step)
@@ -317,11 +345,12 @@ class _Run:
                 bar.set_postfix(shown, refresh=False)
             for callback in callbacks:
                 callback(state)
+            state.stop, stop_now = self.team.any((state.stop, interrupted()))
             if config.patience and self.since_best >= config.patience:
                 history.stopped = "early stop"
             elif state.stop:
                 history.stopped = "stopped by a callback"
-            elif interrupted() and done < config.steps:
+            elif stop_now and done < config.steps:
                 history.stopped = "interrupted"
             ending = history.stopped != "done" or done == config.steps
             if self.directory is not None and (
@@ -394,7 +423,7 @@ class _Run:
 
     def begin(self) -> int:
         """Start afresh: an empty log, and no checkpoint of an earlier run to be mistaken for this one's."""
-        if self.directory is not None:
+        if self.directory is not None and self.team.rank == 0:
             folder = self.directory / "checkpoints"
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -411,8 +440,11 @@ class _Run:
         if self.checkpointed == step:
             return
         assert self.directory is not None
-        to_numpy = self.model.backend.to_numpy
         m, v = self.team.moments
+        self.checkpointed = step
+        if self.team.rank:
+            return
+        to_numpy = self.model.backend.to_numpy
         tensors = {"parameters": to_numpy(self.team.flat.buffer), "m": to_numpy(m), "v": to_numpy(v)}
         if self.best is not None:
             tensors["best"] = self.best
@@ -428,22 +460,14 @@ class _Run:
         except OSError as error:
             raise RunError(f"cannot make {folder}: {error.strerror}") from None
         files.save_tensors(folder / f"step-{step:09d}.safetensors", tensors, {"state": json.dumps(state)})
-        self.checkpointed = step
         self._tidy()
 
     def resume(self) -> int:
         """Go on where the newest checkpoint was written; from the start if there is none."""
-        assert self.directory is not None
-        there = checkpoints(self.directory)
-        if not there:
+        found = self.team.share(self._newest)
+        if found is None:
             return self.begin()
-        newest = there[-1]
-        tensors, metadata = files.load_tensors(newest)
-        if not {"state", "sha256"} <= metadata.keys():
-            raise InputError(f"{newest} is not the checkpoint of a run")
-        state = json.loads(metadata["state"])
-        if state["identity"] != self.identity:
-            raise InputError(f"cannot resume from {newest}: {_difference(state['identity'], self.identity)}")
+        tensors, state = found
         asarray = self.model.backend.asarray
         self.team.flat.buffer[...] = asarray(tensors["parameters"])
         m, v = self.team.moments
@@ -452,9 +476,31 @@ class _Run:
         self.since_best = state["since_best"]
         self.history = History(**state["history"])
         self.checkpointed = state["step"]
-        self._tidy()
-        self._cut_log(self.checkpointed)
+        if self.team.rank == 0:
+            self._tidy()
+            self._cut_log(self.checkpointed)
         return self.checkpointed
+
+    def _newest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Arrays and state of the newest checkpoint, if there is one and it is of this run."""
+        assert self.directory is not None
+        there = checkpoints(self.directory)
+        if not there:
+            return None
+        newest = there[-1]
+        tensors, metadata = files.load_tensors(newest)
+        if not {"state", "sha256"} <= metadata.keys():
+            raise InputError(f"{newest} is not the checkpoint of a run")
+        state = json.loads(metadata["state"])
+        theirs, mine = state["identity"], self.identity
+        if distributed.several() and "workers" in theirs:
+            # The launcher, not this program, says how many ranks there are: a cluster may have fewer of them to give
+            # than before. The run goes on as the same one but for rounding, and for what dropout draws. On one machine
+            # any number of workers can be had, so there a resumed run is held to the same bytes.
+            theirs = {**theirs, "workers": mine["workers"]}
+        if theirs != mine:
+            raise InputError(f"cannot resume from {newest}: {_difference(theirs, mine)}")
+        return tensors, state
 
     def _tidy(self) -> None:
         # What a kill may have left, and all checkpoints but the newest.
@@ -511,6 +557,16 @@ def _identity(
         "frozen": _digest(frozen),
         "batches": _digest(first),
         "validation": _digest(*validation),
+    }
+
+
+def _ingredients(model: Any, config: TrainConfig, first: Batch, validation: Sequence[Batch]) -> dict[str, str]:
+    """What has to be the same on all ranks of a run."""
+    return {
+        "settings": _digest(list(asdict(config).items())),
+        "weights": _digest({p.name: model.backend.to_numpy(p.data) for p in model.parameters()}),
+        "training batches": _digest(first),
+        "validation batches": _digest(*validation),
     }
 
 

@@ -6,6 +6,9 @@ one of them raises TypeError, as does any conversion but ``.get()``. Results of 
 are arrays of no axes, not numbers, and the module has those names only that CuPy has too, so that a
 function which is not there is missed here and not on a machine with a GPU.
 
+It also knows what makes the host wait for a GPU: reading numbers back, and everything whose result's shape
+depends on numbers. Within `synchronisations` each such call is noted, with the place it was made from.
+
 >>> from tests.standin import BACKEND, standin
 >>> standin.exp(standin.zeros(2)).get()
 array([1., 1.])
@@ -19,8 +22,10 @@ from __future__ import annotations
 
 import operator
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,6 +64,49 @@ AT = ("add", "subtract")  # ufuncs that have `.at`
 
 FROM_HOST = ("array", "asarray", "ascontiguousarray")  # the ways in: these copy to the device
 
+# What looks at the numbers before it can give a result, as CuPy 14.2's sources have it; so do an index that is a
+# mask, `where` of a condition alone, `average` with weights, and `repeat` as often as an array says. Going through
+# the first axis in a loop does not: it makes views.
+WAITING = ("argwhere", "bincount", "flatnonzero", "nanmax", "nanmin", "nonzero", "unique", "unravel_index")
+
+_notes: list[list[str]] = []
+_copies: list[list[int]] = []
+
+
+@contextmanager
+def synchronisations() -> Iterator[list[str]]:
+    """Note every call that makes the host wait for the device, as ``"kind at file:line"``.
+
+    >>> with synchronisations() as waits:
+    ...     y = standin.ones(3).sum() * 2
+    >>> waits
+    []
+    """
+    waits: list[str] = []
+    _notes.append(waits)
+    try:
+        yield waits
+    finally:
+        _notes.pop()
+
+
+@contextmanager
+def copies_to_device() -> Iterator[list[int]]:
+    """Note the bytes of every copy from the host."""
+    sizes: list[int] = []
+    _copies.append(sizes)
+    try:
+        yield sizes
+    finally:
+        _copies.pop()
+
+
+def _waits(kind: str) -> None:
+    if _notes:
+        caller = next(f for f in reversed(traceback.extract_stack()) if f.filename != __file__)
+        for waits in _notes:
+            waits.append(f"{kind} at {caller.filename}:{caller.lineno}")
+
 
 class ndarray:
     """An array of the stand-in library, around a NumPy array that nobody outside may touch."""
@@ -77,13 +125,21 @@ class ndarray:
 
     def get(self) -> np.ndarray:
         """A copy on the host."""
+        _waits("get")
         return self._host.copy()
 
     def item(self) -> Any:
+        _waits("item")
         return self._host.item()
 
     def tolist(self) -> Any:
+        _waits("tolist")
         return self._host.tolist()
+
+    @property
+    def data(self) -> Any:
+        """Where the array begins, as CuPy's arrays say it."""
+        return SimpleNamespace(ptr=self._host.ctypes.data)
 
     @property
     def T(self) -> ndarray:
@@ -134,18 +190,23 @@ class ndarray:
         self._host[_index(index)] = _inside(value)
 
     def __float__(self) -> float:
+        _waits("float")
         return float(self._host)
 
     def __int__(self) -> int:
+        _waits("int")
         return int(self._host)
 
     def __index__(self) -> int:
+        _waits("index")
         return operator.index(self._host)
 
     def __bool__(self) -> bool:
+        _waits("bool")
         return bool(self._host)
 
     def __repr__(self) -> str:
+        _waits("repr")
         return f"standin.{self._host!r}"
 
 
@@ -170,6 +231,9 @@ def _inside(x: Any) -> Any:
 def _index(index: Any) -> Any:
     if isinstance(index, list):
         raise TypeError("a list as an index: every use copies it to the device")
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, ndarray) and part.dtype.kind == "b":
+            _waits("mask")
     return _inside(index)
 
 
@@ -186,11 +250,21 @@ def _function(name: str) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out")
+        if (
+            name in WAITING
+            or (name == "where" and len(args) == 1)
+            or (name == "average" and kwargs.get("weights") is not None)
+            or (name == "repeat" and isinstance(args[1], ndarray))
+        ):
+            _waits(name)
         if name in FROM_HOST:
             first, *rest = args
             inside = isinstance(first, ndarray)
             if name == "asarray" and inside and kwargs.get("dtype") in (None, first.dtype):
                 return first
+            if not inside:
+                for sizes in _copies:
+                    sizes.append(np.asarray(first).nbytes)
             result = host(first._host if inside else np.array(first), *rest, **kwargs)
         else:
             result = host(*(_inside(a) for a in args), **{k: _inside(v) for k, v in kwargs.items()})
@@ -225,6 +299,8 @@ def _at(name: str) -> Callable[..., None]:
 
 def _method(name: str) -> Callable[..., Any]:
     def call(self: ndarray, *args: Any, **kwargs: Any) -> Any:
+        if name in WAITING:
+            _waits(name)
         host = getattr(self._host, name)
         return _outside(host(*(_inside(a) for a in args), **{k: _inside(v) for k, v in kwargs.items()}))
 

@@ -95,13 +95,14 @@ def test_a_lesson_gets_its_settings_whatever_they_contain(made: str) -> None:
         "FULL=1",
         "SEED=3",
         "BACKEND=cupy",
+        "PRECISION=tf32",
         "BRIEF=yes",
     )
     assert called.returncode == 0, called.stderr
     said = [line[1:-1] for line in called.stdout.splitlines() if line.startswith("<")]
     assert said == [
         "-m", "lessons", "1", "--data", data, "--out", out,
-        "--backend", "cupy", "--seed", "3", "--full", "--brief",
+        "--backend", "cupy", "--precision", "tf32", "--seed", "3", "--full", "--brief",
     ]  # fmt: skip
 
 
@@ -213,7 +214,11 @@ def pins() -> dict[str, Version]:
 def requirements(*extras: str) -> Iterator[Requirement]:
     project = PROJECT["project"]
     for line in [*project["dependencies"], *(r for extra in extras for r in project["optional-dependencies"][extra])]:
-        yield Requirement(line)
+        requirement = Requirement(line)
+        if requirement.name == project["name"]:  # its own other extras
+            yield from requirements(*requirement.extras)
+        else:
+            yield requirement
 
 
 def test_everything_asked_for_is_pinned_within_what_is_asked() -> None:

@@ -79,14 +79,12 @@ class Plan:
 
 
 CORE = Plan()
-FULL = replace(
+FULL = replace(  # the same budget and test records: its bands are what a core run is compared with
     CORE,
-    budget=replace(CORE.budget, steps=300),
     sizes=(1, 2, 4, 8, 16, 32, 64),
     placements=PLACEMENTS,
     init_stds=(0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0),
-    seeds=3,
-    scored=None,
+    seeds=5,
 )
 QUICK = Plan(
     base="base-xs",

@@ -256,7 +256,7 @@ class Classifier(Layer):
         objective = Classification()
         loss, backward = objective.forward(self, batch, objective.total(batch), self.context(grad=True))
         backward(grads)
-        return loss, grads.as_dict()
+        return self.backend.read(loss)[0], grads.as_dict()
 
     def check_lengths(self, lengths: Any, shape: tuple[int, ...]) -> Array | None:
         """`lengths` on the model's device, or a ValueError that names what is wrong."""
@@ -302,7 +302,7 @@ class Classification:
             If a label is not one of the head's, none is scored, or ids or lengths do not fit.
         """
         backend = model.backend
-        labels = backend.asarray(batch["labels"])
+        labels = batch["labels"]
         if labels.shape != batch["ids"].shape[:1] or labels.dtype.kind not in "iu":
             raise InputError(
                 f"labels must be {batch['ids'].shape[0]} integers, not {labels.dtype} of shape {labels.shape}"
@@ -323,5 +323,5 @@ class Classification:
             raise InputError(f"{ids.shape[1]} tokens do not fit into the model's context of {room}")
         check_ids(ids, model.config.vocab_size)
         scores, back = model.forward(backend.asarray(ids), ctx, lengths)
-        loss, cache = backend.ops.cross_entropy_forward(scores, labels, total)
+        loss, cache = backend.ops.cross_entropy_forward(scores, backend.asarray(labels), total)
         return loss, lambda grads: back(backend.ops.cross_entropy_backward(cache), grads)

@@ -27,13 +27,15 @@ NEEDS: Mapping[int, tuple[str, tuple[int, ...]]] = {
     10: ("rewards:\nPPO, DPO", (4,)),
     11: ("the\ncomparison", (3, 5, 8, 9, 10, 12)),
     12: ("NF4 and\nQLoRA", (7,)),
+    14: ("many\nmachines", (1,)),
+    13: ("kernels", (1,)),
 }
 """Number of a lesson → its name, and the lessons that it stands on."""
 
 # Where each lesson is drawn: column by how many lessons lead to it, row by the road that it lies on.
 PLACES = {
-    1: (0, 2), 2: (1, 0), 3: (2, 0), 4: (1, 1), 5: (2, 1), 10: (2, 2), 6: (1, 4), 7: (2, 4),
-    9: (3, 3), 8: (3, 4), 12: (3, 5), 11: (4, 2),
+    1: (0, 2), 2: (1, 0), 3: (2, 0), 4: (1, 1), 5: (2, 1), 10: (2, 2), 6: (1, 4), 7: (2, 4), 13: (1, 2),
+    9: (3, 3), 8: (3, 4), 12: (3, 5), 11: (4, 2), 14: (1, 5),
 }  # fmt: skip
 
 

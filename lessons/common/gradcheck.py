@@ -215,7 +215,7 @@ def check_parameters(
 
         def with_value(value: np.ndarray, p: Parameter = p) -> float:
             p.data = backend.asarray(value)
-            return loss()
+            return backend.read(loss())[0]
 
         try:
             numerical = numerical_gradient(with_value, backend.to_numpy(data))

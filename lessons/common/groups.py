@@ -191,7 +191,8 @@ class Interventions:
     def loss(self, mask: np.ndarray) -> float:
         """Loss with the change of the groups that have a 1."""
         self.apply(mask)
-        return self.objective.forward(self.model, self.batch, self.total, self.model.context())[0]
+        loss, _ = self.objective.forward(self.model, self.batch, self.total, self.model.context())
+        return self.model.backend.read(loss)[0]
 
     def first_order(self) -> np.ndarray:
         """By how much each group's change lowers the loss to first order at the base, −Σ g·δ, (G,)."""

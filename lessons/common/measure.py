@@ -1,17 +1,16 @@
 """What one training step costs: matrix products, and bytes of weights, gradients, optimizer state and activations.
 
 Each is counted from the model itself (what the arrays that are held add up to) and measured while a step runs
-(`tracemalloc`, which NumPy reports its memory to), so that a saving that is claimed can be seen to be one.
+(by `Backend.memory`, which asks what hands the memory out), so that a saving that is claimed can be seen to be one.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -74,7 +73,7 @@ class CountingBackend(Backend):
     """
 
     def __init__(self, inner: Backend) -> None:
-        super().__init__(inner.name, inner.xp, inner.suffix, inner.reference)
+        super().__init__(inner.name, inner.xp, inner.suffix, inner.reference, inner.device)
         self.products = Products()
         self.ops = SimpleNamespace(**{name: self._counted(name, op) for name, op in vars(inner.ops).items()})
 
@@ -123,7 +122,7 @@ class StepCost:
         Bytes counted: of all parameters; of the trained ones' gradients and AdamW moments; of the arrays that the
         backward pass will read, weights left out.
     measured_gradients, measured_optimizer, measured_activations, measured_peak : int
-        Bytes by `tracemalloc`; the peak is the most that the step has at once over the weights.
+        Bytes by `Backend.memory`; the peak is the most that the step has at once over the weights.
     forward, backward : dict
         Floating-point operations of matrix products, by operation.
     seconds : float
@@ -187,7 +186,8 @@ def step_cost(tuned: Any, objective: Objective, batch: Batch, repeats: int = 5, 
     def context() -> Any:
         return tuned.context(grad=True, training=True, rng=tuned.backend.rng(seed))
 
-    with _tracing() as now:
+    with tuned.backend.memory() as meter:
+        now = meter.now
         start = now()
         grads = Gradients(trained, tuned.backend)
         after_gradients = now()
@@ -197,7 +197,7 @@ def step_cost(tuned: Any, objective: Objective, batch: Batch, repeats: int = 5, 
         after_forward = now()
         activations = held_bytes(backward, exclude=[*(p.data for p in parameters), *batch.values()])
         backward(grads)
-        peak = tracemalloc.get_traced_memory()[1]
+        peak = meter.peak()
         del loss, backward, grads, moments
     return StepCost(
         trainable=sum(p.data.size for p in trained),
@@ -234,17 +234,38 @@ def step_seconds(tuned: Any, objective: Objective, batch: Batch, repeats: int = 
     m, v = twin.backend.zeros((2, flat.size), flat.dtype)
     grads = Gradients(parameters, twin.backend)
     total, everything = objective.total(batch), slice(0, flat.size)
-    times = []
-    for step in range(repeats + 1):
-        began = time.perf_counter()
+    steps = itertools.count()
+
+    def once() -> None:
+        step = next(steps)
         ctx = twin.context(grad=True, training=True, rng=twin.backend.rng([seed, step]))
         grads.clear()
         _, backward = objective.forward(twin, batch, total, ctx)
         backward(grads)
         grads.finish()
         optimizer.update(flat.buffer, grads.buffer, m, v, step + 1, [0.0] * len(optimizer.segments), everything)
+
+    return median_seconds(once, repeats, twin.backend.synchronize)
+
+
+def median_seconds(work: Callable[[], Any], repeats: int, synchronize: Callable[[], None] = lambda: None) -> float:
+    """Median time of a call, after one that warms up.
+
+    Parameters
+    ----------
+    work : () -> anything
+    repeats : int
+    synchronize : () -> None
+        Waits until a device has done what `work` asked of it.
+    """
+    times = []
+    for _ in range(repeats + 1):
+        synchronize()
+        began = time.perf_counter()
+        work()
+        synchronize()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])  # the first one warms up
+    return statistics.median(times[1:])
 
 
 def held_bytes(backward: Any, exclude: Iterable[Any] = ()) -> int:
@@ -297,16 +318,3 @@ def _arrays(thing: Any, seen: set[int]) -> Iterator[Any]:
             yield from _arrays(item, seen)
     elif hasattr(thing, "__array__") and hasattr(thing, "nbytes") and not np.isscalar(thing):
         yield thing
-
-
-@contextmanager
-def _tracing() -> Iterator[Callable[[], int]]:
-    running = tracemalloc.is_tracing()
-    if not running:
-        tracemalloc.start()
-    tracemalloc.reset_peak()
-    try:
-        yield lambda: tracemalloc.get_traced_memory()[0]
-    finally:
-        if not running:
-            tracemalloc.stop()

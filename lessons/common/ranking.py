@@ -230,7 +230,7 @@ def job(
 ) -> dict[str, Any]:  # fmt: skip
     """One run of the sweep, ready for JSON."""
     return {
-        "base": plan.base, "data": name, "records": plan.records, "backend": run.backend.name, "score": score,
+        "base": plan.base, "data": name, "records": plan.records, "backend": run.backend.spec, "score": score,
         "density": density, "per_tensor": per_tensor, "groups": list(groups), "seed": seed,
         "steps": plan.pair_steps if task.n_labels is None else plan.label_steps,
         "batch_size": plan.batch_size, "scored": plan.scored,

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from matplotlib.figure import Figure
 
 from kernels import Backend, get_backend
+from kernels.backend import PRECISIONS
 from lessons.common import plotting
 from lessons.common.bands import Band
 from lessons.common.table import spread, table
@@ -51,9 +52,12 @@ class Settings:
     check : bool
         Exit with code 1 if a figure is outside its band.
     backend : str or Backend
+        As `get_backend` takes it: ``"numpy"``, ``"cupy"``, ``"cupy:tf32"``.
     seed : int
     out : path
         Where the lesson's directory is made.
+    cluster : str
+        Where its many short runs are done, if not on this machine; see `sweep.run`.
     """
 
     data: str | None = None
@@ -64,6 +68,7 @@ class Settings:
     backend: str | Backend = "numpy"
     seed: int = 0
     out: Path = Path("runs")
+    cluster: str = ""
 
     @property
     def standard(self) -> bool:
@@ -78,7 +83,7 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """What belongs in a record: all that decides about the figures."""
-        backend = self.backend if isinstance(self.backend, str) else self.backend.name
+        backend = self.backend if isinstance(self.backend, str) else self.backend.spec
         return {"data": self.data, "full": self.full, "quick": self.quick, "backend": backend, "seed": self.seed}
 
 
@@ -242,7 +247,13 @@ NOTHING = "not for this lesson: it runs on its own tasks"
 """What ``DATA`` may be, for ``--help``."""
 
 
-def parse(number: int, about: str, argv: Sequence[str] | None = None, takes: str = TASK) -> Settings:
+def parse(
+    number: int,
+    about: str,
+    argv: Sequence[str] | None = None,
+    takes: str = TASK,
+    clusters: Sequence[str] = (),
+) -> Settings:
     """The options that all lessons have.
 
     Parameters
@@ -254,6 +265,8 @@ def parse(number: int, about: str, argv: Sequence[str] | None = None, takes: str
         Arguments; the process' own by default.
     takes : str
         What ``--data`` may be.
+    clusters : sequence of str
+        What ``--cluster`` may be; without any there is no such option.
 
     Returns
     -------
@@ -262,7 +275,7 @@ def parse(number: int, about: str, argv: Sequence[str] | None = None, takes: str
     parser = argparse.ArgumentParser(
         prog=f"make lesson-{number}",
         description=about.strip().split("\n\n")[0],
-        epilog="With make: DATA=… FULL=1 QUICK=1 BRIEF=1 BACKEND=… SEED=… OUT=…",
+        epilog="With make: DATA=… FULL=1 QUICK=1 BRIEF=1 BACKEND=… PRECISION=… SEED=… OUT=…",
     )
     parser.add_argument("--data", metavar="PATH", help=takes)
     parser.add_argument("--full", action="store_true", help="all ablations over several seeds (half an hour)")
@@ -272,14 +285,22 @@ def parse(number: int, about: str, argv: Sequence[str] | None = None, takes: str
     parser.add_argument("--brief", action="store_true", help="leave out the derivations")
     parser.add_argument("--check", action="store_true", help="exit with code 1 if a figure is outside its band")
     parser.add_argument("--backend", choices=["numpy", "cupy"], default="numpy", help="cupy needs a CUDA GPU")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of matrix products on a GPU")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and samples (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="for results (%(default)s)")
+    if clusters:
+        about_it = "do the runs as a job array there; local: here, to try it"
+        parser.add_argument("--cluster", choices=clusters, default="", help=about_it)
     arguments = parser.parse_args(argv)
     if arguments.seed < 0:
         parser.error(f"--seed is {arguments.seed}; it must be 0 or more")
     if arguments.full and arguments.quick:
         parser.error("--full and --quick exclude each other")
-    return Settings(**vars(arguments))
+    options = vars(arguments)
+    precision = options.pop("precision")
+    if precision != "float32":
+        options["backend"] += f":{precision}"
+    return Settings(**options)
 
 
 def main(
@@ -288,6 +309,7 @@ def main(
     lesson: Callable[[Run], None],
     argv: Sequence[str] | None = None,
     takes: str = TASK,
+    clusters: Sequence[str] = (),
 ) -> int:
     """``make lesson-N``: parse the options, run the lesson, and turn what can go wrong into one line.
 
@@ -299,13 +321,15 @@ def main(
     argv : sequence of str, optional
     takes : str
         What ``--data`` may be.
+    clusters : sequence of str
+        What ``--cluster`` may be.
 
     Returns
     -------
     code : int
         0 done, 1 the run failed, 2 the input is wrong, 130 stopped by Ctrl-C.
     """
-    settings = parse(number, about, argv, takes)
+    settings = parse(number, about, argv, takes, clusters)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show α shows a question mark
     print(about.strip(), flush=True)

@@ -1,5 +1,5 @@
 """Many short runs side by side: each in a process with one BLAS thread, each result a file, so that a sweep goes on
-where it was stopped.
+where it was stopped. The processes are this machine's, or the tasks of a job array on a cluster.
 
 A job is a plain dict that says everything about a run. Its result is kept under a hash of it: a job that was done in
 an earlier sitting, or by another part of the same sweep on another machine, is not done again.
@@ -31,6 +31,12 @@ from minigpt.errors import InputError, RunError
 
 Job = Mapping[str, Any]
 
+CLUSTERS = ("slurm", "local")
+ARRAY = 32
+"""Tasks of a job array, unless another number is asked for."""
+HOURS = 4
+"""What each of them asks for; ``SBATCH_TIMELIMIT`` asks for another time."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -60,6 +66,7 @@ def run(
     part: tuple[int, int] = (1, 1),
     title: str = "runs",
     progress: bool = True,
+    cluster: str = "",
 ) -> list[Result]:
     """Do all jobs that have no result yet, and give the results of all.
 
@@ -72,7 +79,7 @@ def run(
     directory : path
         Where results are kept.
     workers : int
-        Processes; 0: one a core.
+        Processes; 0: one a core, on a cluster `ARRAY`.
     part : (i, n)
         Do only the i-th of n parts, counted from 1, as a job array on a cluster does; results of the other parts are
         given where they are there.
@@ -80,6 +87,9 @@ def run(
         Of the progress bar, which estimates the time that is left.
     progress : bool
         Show it.
+    cluster : str
+        Where the processes run, if not here: ``"slurm"``, as tasks of a job array, or ``"local"``, which is the same
+        on this machine, to try it. The directory has to be one that all machines see.
 
     Returns
     -------
@@ -104,7 +114,11 @@ def run(
     wanted = list({key(job): dict(job) for job in jobs}.items())
     mine = [(name, job) for name, job in wanted[i - 1 :: n] if not (folder / f"{name}.json").exists()]
     if mine:
-        _work(function, mine, folder, workers or cores(), title, progress, len(wanted[i - 1 :: n]))
+        all_of_mine = len(wanted[i - 1 :: n])
+        if cluster:
+            _submit(function, mine, folder, cluster, workers, title, progress, all_of_mine)
+        else:
+            _work(function, mine, folder, workers or cores(), title, progress, all_of_mine)
     return [_read(folder / f"{name}.json") for name, _ in wanted if (folder / f"{name}.json").exists()]
 
 
@@ -151,6 +165,72 @@ def _work(
             # loky gives its semaphores back when its objects are collected: now, not while the process is ending.
             results = None
             gc.collect()
+
+
+def _submit(
+    function: Callable[[Job], dict[str, Any]],
+    jobs: Sequence[tuple[str, dict[str, Any]]],
+    folder: Path,
+    cluster: str,
+    workers: int,
+    title: str,
+    progress: bool,
+    total: int,
+) -> None:
+    # Each task of the array does every n-th job, one after the other: a run is short beside what a task costs Slurm.
+    try:
+        import submitit
+    except ImportError as error:
+        raise InputError(f'a sweep on a cluster takes submitit ({error}): pip install "minigpt[cluster]"') from None
+    if cluster not in CLUSTERS:
+        raise InputError(f"no cluster {cluster!r}; there are {', '.join(CLUSTERS)}")
+    n = min(len(jobs), workers or (ARRAY if cluster == "slurm" else cores()))
+    paths = [(job, str((folder / f"{name}.json").absolute())) for name, job in jobs]
+    try:
+        executor = submitit.AutoExecutor(folder / "submitit", cluster=cluster)
+        executor.update_parameters(name="minigpt", timeout_min=60 * HOURS, tasks_per_node=1, cpus_per_task=1)
+        tasks = executor.map_array(_do_in_turn, [function] * n, [paths[i::n] for i in range(n)])
+    except (RuntimeError, submitit.core.utils.FailedJobError) as error:  # no Slurm here, or it will not take the jobs
+        raise RunError(f"cannot submit to {cluster}: {str(error).strip()}") from None
+    try:
+        with tqdm(
+            total=total, initial=total - len(jobs), desc=title, unit="run", disable=not progress, dynamic_ncols=True
+        ) as bar:
+            waiting = list(tasks)
+            while waiting:
+                time.sleep(POLL)
+                bar.update(total - len(jobs) + sum(os.path.exists(path) for _, path in paths) - bar.n)
+                ended, waiting = [t for t in waiting if t.done()], [t for t in waiting if not t.done()]
+                for task in ended:
+                    _told(task)
+    finally:
+        for task in tasks:  # a task that has ended does not mind
+            task.cancel()
+
+
+POLL = 0.5
+"""Seconds between looks at what the tasks of an array have done."""
+
+
+def _told(task: Any) -> None:
+    # What a task of an array had to say: a fault, or that it was ended from outside.
+    try:
+        fault = task.result()
+    except Exception as error:
+        raise RunError(f"a task of the job array has died ({type(error).__name__}): see {task.paths.stderr}") from None
+    if fault is not None:
+        kind, message = fault
+        raise kind(message)
+
+
+def _do_in_turn(
+    function: Callable[[Job], dict[str, Any]], jobs: Sequence[tuple[dict[str, Any], str]]
+) -> tuple[type, str] | None:
+    for job, path in jobs:
+        fault = None if os.path.exists(path) else _do(function, job, path)  # an earlier array may still be at work
+        if fault is not None:
+            return fault
+    return None
 
 
 @contextmanager

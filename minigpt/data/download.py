@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
-
 from minigpt.errors import InputError, RunError
 from minigpt.files import write_atomic
 
@@ -91,6 +89,8 @@ SETS = {
 
 def cache_folder() -> Path:
     """The user's cache folder for downloaded data, by the platform's convention."""
+    import pooch  # here, so that all else works without it: a machine with a GPU may have no more than NumPy and CuPy
+
     return Path(pooch.os_cache("minigpt"))
 
 
@@ -126,6 +126,8 @@ def fetch(name: str) -> Path:
     path = cache_folder() / name
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted.sha256:
         return path
+    import pooch
+
     pooch.get_logger().setLevel("WARNING")  # it would tell each step; what matters is said by us in one line
     contents: list[bytes] = []
     for url, sha256 in wanted.parts:

@@ -108,8 +108,7 @@ def test_float32_stays_float32(form, rng):
 @pytest.mark.parametrize("P", [1, 2, 3, 8, 100])
 def test_sum_of_squares(form, rng, P):
     x = rng.normal(size=P)
-    value = form.ops.sum_of_squares(form.put(x))
-    assert type(value) is float
+    value = form.number(form.ops.sum_of_squares(form.put(x)))
     assert error(value, math.fsum(v * v for v in x)) < 1e-14
 
 
@@ -117,7 +116,7 @@ def test_sum_of_squares(form, rng, P):
 def test_sum_of_squares_of_many_in_float32(form, pieces, more):
     # All equal: a running sum in float32 would be off by a thousandth.
     x = np.full(pieces * kernels.adamw.PIECE + more, 0.1, dtype="float32")
-    assert error(form.ops.sum_of_squares(form.put(x)), x.size * float(x[0]) ** 2) < 1e-5
+    assert error(form.number(form.ops.sum_of_squares(form.put(x))), x.size * float(x[0]) ** 2) < 1e-5
 
 
 def test_global_norm(rng):

@@ -5,6 +5,7 @@ import inspect
 import pickle
 import pkgutil
 import sys
+import tracemalloc
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 
 import kernels
 from kernels import Backend, get_backend
-from kernels.array import namespace
+from kernels.array import namespace, number
 from kernels.backend import OPS
-from tests.standin import BACKEND, standin
+from tests.standin import BACKEND, copies_to_device, standin, synchronisations
 
 FUNCTIONS = [name for functions in OPS.values() for name in functions]
 
@@ -120,16 +121,6 @@ def test_cupy_without_a_gpu(monkeypatch):
     assert "GPU" in one_line(error)
 
 
-def test_cupy_with_a_gpu_runs_the_reference_forms(monkeypatch):
-    cupy = ModuleType("cupy")
-    cupy.cuda = SimpleNamespace(is_available=lambda: True)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    backend = get_backend("cupy", ["gelu"])
-    assert backend.xp is cupy
-    assert backend.reference == {"gelu"}
-    assert all(function.__name__ == name for name, function in implementations(backend).items())
-
-
 @pytest.mark.parametrize("backend", [get_backend("numpy"), BACKEND], ids=repr)
 def test_arrays_there_and_back(backend):
     host = np.arange(6.0).reshape(2, 3)
@@ -146,6 +137,55 @@ def test_arrays_there_and_back(backend):
     assert (draws[0] == draws[1]).all()
     assert (draws[0] != draws[2]).any()
     assert (draws[2] != draws[3]).any()
+
+
+@pytest.mark.parametrize("backend", [get_backend("numpy"), BACKEND], ids=repr)
+def test_one_copy_there_and_one_read_back(backend):
+    host = [np.arange(6, dtype=np.uint16).reshape(2, 3), np.array([[-100], [4]], dtype=np.int32), np.zeros(0, int)]
+    with copies_to_device() as copies:
+        there = backend.send(*host)
+    assert copies == ([] if backend.xp is np else [8 * 8])
+    for x, original in zip(there, host, strict=True):
+        assert namespace(x) is backend.xp
+        assert x.shape == original.shape
+        assert (backend.to_numpy(x) == original).all()
+        assert x is original if backend.xp is np else x.dtype == np.int64
+    x = backend.asarray(np.array([0.1, 2.0], dtype=np.float32))
+    with synchronisations() as waits:
+        numbers = backend.read(x.sum(), 3, x[0] * 2, 0.1)
+        backend.synchronize()
+    assert len(waits) == (backend.xp is not np)
+    assert all(type(value) is float for value in numbers)
+    assert numbers[1] == 3.0
+    assert numbers[2] == float(np.float32(0.1) * 2)
+    assert numbers[3] == 0.1
+
+
+@pytest.mark.parametrize("backend", [get_backend("numpy"), BACKEND], ids=repr)
+@pytest.mark.parametrize("running", [False, True])
+def test_memory(backend, running):
+    if running:
+        tracemalloc.start()
+    try:
+        with backend.memory() as meter:
+            before = meter.now()
+            x = backend.zeros(100_000, "float32")
+            y = backend.zeros(50_000, "float32")
+            del y
+            assert abs(meter.now() - before - 400_000) < 20_000
+            assert abs(meter.peak() - before - 600_000) < 20_000
+            assert x.nbytes == 400_000
+        assert tracemalloc.is_tracing() == running
+    finally:
+        tracemalloc.stop()
+
+
+def test_number():
+    assert type(number(np.float32(0.5))) is float
+    assert type(number(np.zeros(()))) is float
+    there = number(standin.ones(2, dtype="float32").sum())
+    assert there.shape == ()
+    assert there.dtype == np.float64
 
 
 def test_namespace():

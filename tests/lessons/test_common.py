@@ -532,10 +532,25 @@ def test_a_backend_that_is_not_there_is_the_users_mistake(
     arguments = ["--out", str(tmp_path), "--backend", "cupy"]
     assert runner.main(3, "About.", lambda run: run.say(run.backend.name), arguments) == 2
     assert "needs the package cupy" in capsys.readouterr().err
+    arguments = ["--out", str(tmp_path), "--precision", "tf32"]
+    assert runner.main(3, "About.", lambda run: run.say(run.backend.name), arguments) == 2
+    assert "precision 'tf32' is for the backend cupy" in capsys.readouterr().err
+
+
+def test_backend_and_precision_become_one_setting() -> None:
+    for given, setting in {
+        (): "numpy",
+        ("--backend", "cupy"): "cupy",
+        ("--backend", "cupy", "--precision", "float32"): "cupy",
+        ("--backend", "cupy", "--precision", "bfloat16"): "cupy:bfloat16",
+    }.items():
+        settings = runner.parse(3, "About.", given)
+        assert settings.backend == settings.record()["backend"] == setting
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--seed", "-1"], ["--full", "--quick"], ["--seed", "x"], ["--backend", "abacus"]]
+    "arguments",
+    [["--seed", "-1"], ["--full", "--quick"], ["--seed", "x"], ["--backend", "abacus"], ["--precision", "half"]],
 )
 def test_impossible_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

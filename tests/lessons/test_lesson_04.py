@@ -500,7 +500,7 @@ def test_data_that_cannot_be_used(name: str, content: str | None, said: str, tmp
 def test_full_run_makes_bands_and_ablations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     small = replace(lesson.QUICK, steps=1, test=3, windows=1)
     monkeypatch.setattr(lesson, "CORE", small)
-    monkeypatch.setattr(lesson, "FULL", replace(small, curve=(4, 12)))
+    monkeypatch.setattr(lesson, "FULL", replace(small, tasks=(*small.tasks, "translation"), curve=(4, 12)))
     monkeypatch.setattr(lesson, "SEEDS", 2)
     assert lesson.main(["--full", "--brief", "--out", str(tmp_path)]) == 0
     assert "What each choice is worth" in capsys.readouterr().out
@@ -511,7 +511,14 @@ def test_full_run_makes_bands_and_ablations(tmp_path: Path, monkeypatch: pytest.
     change = record["results"]["ablations"]["held_out_loss_change"]
     assert len({runs[0]["tinyworld"] for runs in change.values()}) == len(lesson.VARIATIONS)  # each is another training
     assert len(record["results"]["runs"]) == 2
-    assert {"mixture_score", "forgotten", "mixture_tinyworld_loss_change"} <= set(record["bands"])
+    figures = {"mixture_score", "forgotten", "mixture_tinyworld_loss_change"}
+    assert figures | {f"3_tasks_{name}" for name in figures} <= set(record["bands"])
+    # The bands of a core run are made by its own plan: the very figures of one with that seed are among them.
+    assert lesson.main(["--brief", "--seed", "1", "--out", str(tmp_path)]) == 0
+    core = read(tmp_path)["figures"]
+    assert {name: figure["values"] for name, figure in core.items()} == {
+        name: record["figures"][name]["values"][1:] for name in core
+    }
     assert record["results"]["runs"][0]["held_out"]["mixture"] != record["results"]["runs"][1]["held_out"]["mixture"]
 
 

@@ -1,7 +1,9 @@
 """Sweeps: every job once, results kept, parts that together make the whole, and faults that are told."""
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lessons.common import sweep
+from lessons.common import runner, sweep
 from minigpt.errors import InputError, RunError
 
 
@@ -159,3 +161,69 @@ def test_a_foreign_file_in_the_results_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"something": "else"}))
     with pytest.raises(InputError, match=path.name):
         do(tmp_path, [work])
+
+
+# ------------------------------------------------------------------------------------------ on a cluster
+
+with_submitit = pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None, reason='needs submitit: pip install "minigpt[cluster]"'
+)
+
+
+@with_submitit
+def test_a_job_array_does_what_processes_do_and_goes_on(tmp_path: Path) -> None:
+    work = jobs(tmp_path, 3, 1, 2, 5, 4)
+    do(tmp_path, work[:2])
+    found = do(tmp_path, work, cluster="local")
+    assert [r.values["square"] for r in found] == [9, 1, 4, 25, 16]
+    assert ran(tmp_path) == [1, 2, 3, 4, 5]
+    here = do(tmp_path / "here", [dict(job) for job in work])
+    assert [(r.job, r.values, r.error) for r in here] == [(r.job, r.values, r.error) for r in found]
+    names = {path.name for path in (tmp_path / "results").glob("*.json")}
+    assert names == {path.name for path in (tmp_path / "here" / "results").glob("*.json")}
+    assert ran(tmp_path) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]  # the second half of them by `here`
+    do(tmp_path, work, cluster="local")
+    assert len(ran(tmp_path)) == 10
+
+
+@with_submitit
+@pytest.mark.parametrize(
+    ("fails", "kind", "words"), [("input", InputError, "at 2"), ("fault", RunError, "ZeroDivisionError: at 2")]
+)
+def test_a_fault_in_a_job_array_ends_it(tmp_path: Path, fails: str, kind: type, words: str) -> None:
+    work = [*jobs(tmp_path, 1), *jobs(tmp_path, 2, fails=fails)]
+    with pytest.raises(kind, match=words):
+        do(tmp_path, work, workers=1, cluster="local")
+    assert ran(tmp_path) == [1, 2]
+    failed = do(tmp_path, jobs(tmp_path, 3, fails="run"), cluster="local")
+    assert [r.error for r in failed] == ["at 3"]
+
+
+def die(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@with_submitit
+def test_a_task_of_a_job_array_that_dies_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"a task of the job array has died \(\w+\): see .*submitit.*err"):
+        sweep.run(die, jobs(tmp_path, 1), tmp_path / "results", progress=False, cluster="local")
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("submitit") is not None:
+        with pytest.raises(InputError, match="no cluster 'moon'; there are slurm, local"):
+            do(tmp_path, jobs(tmp_path, 1), cluster="moon")
+        if shutil.which("srun") is None:
+            with pytest.raises(RunError, match="cannot submit to slurm: "):
+                do(tmp_path, jobs(tmp_path, 1), cluster="slurm")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match=r"takes submitit .*: pip install \"minigpt\[cluster\]\""):
+        do(tmp_path, jobs(tmp_path, 1), cluster="local")
+
+
+def test_only_the_comparison_has_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runner.parse(11, "About.", ["--cluster", "slurm"], clusters=sweep.CLUSTERS).cluster == "slurm"
+    assert runner.parse(11, "About.", [], clusters=sweep.CLUSTERS).cluster == ""
+    with pytest.raises(SystemExit):
+        runner.parse(7, "About.", ["--cluster", "slurm"])
+    assert "unrecognized arguments: --cluster slurm" in capsys.readouterr().err

@@ -272,6 +272,10 @@ def test_a_gpu_that_is_not_there(capsys, text, model, monkeypatch, tmp_path):
     refused(capsys, options(text, tmp_path / "out", backend="cupy"), words)
     refused(capsys, ["generate", "--model", model, "--prompt", "a", "--backend", "cupy"], words)
     refused(capsys, ["eval", "--model", model, "--data", text, "--backend", "cupy"], words)
+    words = "--precision 'tf32' is for the backend cupy"
+    refused(capsys, options(text, tmp_path / "out", precision="tf32"), words)
+    refused(capsys, ["generate", "--model", model, "--prompt", "a", "--precision", "tf32"], words)
+    refused(capsys, ["eval", "--model", model, "--data", text, "--precision", "tf32"], words)
 
 
 def test_out_that_cannot_be_written(capsys, text, model, tmp_path, monkeypatch):
