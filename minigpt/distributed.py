@@ -114,7 +114,8 @@ def _watch(rank: int) -> None:
     last_words = f'echo "minigpt: rank {rank} has died; the job ends" >&2'
     out = subprocess.DEVNULL
     if "PMI_FD" in os.environ and "HYDI_CONTROL_FD" in os.environ:  # MPICH's launcher: it ends the job when asked to
-        last_words += f"; echo cmd=abort exitcode={RunError.exit_code}; sleep 5"
+        # A second later, so that the launcher has read the line before it ends all that it would have read from.
+        last_words += f"; sleep 1; echo cmd=abort exitcode={RunError.exit_code}; sleep 5"
         out = int(os.environ["PMI_FD"])
     shell = subprocess.Popen(
         ["/bin/sh", "-c", f'trap "" INT TERM; read -r line || {{ {last_words}; }}'], stdin=subprocess.PIPE, stdout=out

@@ -81,7 +81,7 @@ def lesson(tmp_path, monkeypatch) -> int:
 
 
 def test_every_lesson_has_exercises_and_all_of_them_enough_typical_mistakes():
-    assert assignment.lessons() == list(range(1, 13))
+    assert assignment.lessons() == list(range(1, 15))
     assert all(len(assignment.load(lesson)) >= 3 for lesson in assignment.lessons())
     assert sum(len(exercise.wrong) for exercise in assignment.every()) >= 150
 
