@@ -97,7 +97,10 @@ class Decoder:
                 q, k, v = qkv.reshape(B, 3, H, 1, D).swapaxes(0, 1)  # three (B, H, 1, D)
                 keys, values = self.cache.extend(i, k, v)  # (B, H, S, D)
             q *= 1.0 / math.sqrt(D)
-            weights = np.matmul(q, keys.swapaxes(-1, -2))  # (..., H, 1, S)
+            # On AVX-512, OpenBLAS 0.3.31 also multiplies what lies on the stack where D is 5 in float32, and leaves it
+            # out of the result: a signalling NaN there raises the flag of an invalid operation that was none.
+            with np.errstate(invalid="ignore"):
+                weights = np.matmul(q, keys.swapaxes(-1, -2))  # (..., H, 1, S)
             if hidden is not None:
                 weights[np.broadcast_to(hidden, weights.shape)] = -np.inf
             weights -= weights.max(-1, keepdims=True)
