@@ -56,7 +56,7 @@ COMPARED = 5
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """What a child process does."""
-    way: Callable[..., dict[str, Any]] = ranks.under_mpi if task["way"] == "mpi" else ranks.under_processes
+    way: Callable[..., dict[str, Any]] = ranks.under_mpi if task["way"] == "mpi" else ranks.perform
     result = way(task["size"], task["task"])
     return {"ms": 1e3 * result["seconds"], "losses": result["losses"]}
 
@@ -102,21 +102,18 @@ def on_paper(compared: Mapping[str, Any], links: Mapping[str, Link]) -> list[dic
     fixed = fixed_part(alone, half)
     whole = batch_seconds(alone, fixed, compared["rows"])
     nbytes = 4 * preset(compared["preset"]).n_parameters
-    return [
-        {
-            "link": name,
-            **link._asdict(),
-            "ranks": size,
-            "all_reduce": all_reduce_seconds(nbytes, size, *link),
-            "step": step_seconds(whole, fixed, nbytes, size, link),
-            "faster": whole / step_seconds(whole, fixed, nbytes, size, link),
-            "alone": whole,
-            "fixed": fixed,
-            "nbytes": nbytes,
-        }
-        for name, link in links.items()
-        for size in RANKS
-    ]
+    rows = []
+    for name, link in links.items():
+        for size in RANKS:
+            step = step_seconds(whole, fixed, nbytes, size, link)
+            rows.append(
+                {
+                    "link": name, **link._asdict(), "ranks": size, "step": step, "faster": whole / step,
+                    "all_reduce": all_reduce_seconds(nbytes, size, *link),
+                    "alone": whole, "fixed": fixed, "nbytes": nbytes,
+                }
+            )  # fmt: skip
+    return rows
 
 
 def report(record: Mapping[str, Any]) -> str:

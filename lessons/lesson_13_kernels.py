@@ -26,6 +26,7 @@ from kernels import Backend, get_backend
 from kernels.array import Array, namespace
 from kernels.attention import attention_backward, attention_forward
 from kernels.backend import OPS
+from kernels.cuda.blas import Call, StridedGemm
 from kernels.memory import keep_freed_memory
 from lessons.common import derivation, gradcheck, kernel_pictures, runner
 from lessons.common.bands import Band
@@ -39,7 +40,7 @@ from minigpt.config import preset
 from minigpt.errors import InputError
 from minigpt.files import read_json
 from minigpt.optim import AdamW
-from minigpt.parameters import FlatParameters, Gradients
+from minigpt.parameters import FlatParameters
 
 LANES = 32
 """Threads of a warp: they run in step, and read together."""
@@ -685,6 +686,14 @@ class Measured:
         return self.flops / self.least
 
 
+NORM_PASSES = 15 / 4
+"""What the reference form of residual + LayerNorm moves, over the least, on arrays that no cache holds.
+
+total = x + δ 3, its mean 1, centred 2, its square 2, their mean 1, normalised 2, times weight 2, plus bias 2: 15 passes
+over (N, C); x, δ, total and y are 4.
+"""
+
+
 def measure(backend: Backend, sizes: Sizes) -> list[Measured]:
     """Traffic and times of all workloads."""
     host, slow, rows = get_backend("numpy", OPS), backend.with_reference(*OPS), []
@@ -757,8 +766,8 @@ READS: dict[str, tuple[np.ndarray, int]] = {
 
 
 @dataclass
-class Recorder:
-    """A device that launches nothing and notes what it was asked for: the results are whatever lay in memory.
+class Recorder(StridedGemm):
+    """A device that only notes what it was asked for: products are zeros, other results whatever lay in memory.
 
     Attributes
     ----------
@@ -783,26 +792,10 @@ class Recorder:
         self.launches[kernel] += 1
         self.moved[kernel] += sum(a.nbytes for a in args if isinstance(a, np.ndarray) and a.ndim)
 
-    def gemm(
-        self,
-        a: Array,
-        b: Array,
-        out: Array | None = None,
-        *,
-        transpose_a: bool = False,
-        transpose_b: bool = False,
-        accumulate: bool = False,
-    ) -> Array:
-        """Note a product, and give zeros."""
-        a = a.swapaxes(-1, -2) if transpose_a else a
-        b = b.swapaxes(-1, -2) if transpose_b else b
-        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    def _multiply(self, call: Call, first: Array, second: Array, out: Array, accumulate: bool) -> None:
         self.products += 1
-        self.flops += 2 * math.prod(shape) * a.shape[-1]
-        if out is None:
-            return np.zeros(shape, dtype=a.dtype)
+        self.flops += 2 * call.m * call.n * call.k * call.batch
         out[...] = 0
-        return out
 
 
 def recorded_step(size: str, batch: int, T: int) -> Recorder:
@@ -818,15 +811,13 @@ def recorded_step(size: str, batch: int, T: int) -> Recorder:
     model = GPT(preset(size), backend=Backend("recorder", np, "_cuda", device=device))
     parameters = AdamW.order(model.parameters(), (), 0.1)
     optimizer = AdamW(parameters, model.backend, weight_decay=0.1)
-    flat, grads = FlatParameters(parameters, model.backend), Gradients(parameters, model.backend)
-    m, v = np.zeros((2, flat.size), dtype=flat.dtype)
+    flat = FlatParameters(parameters, model.backend)
+    grads, m, v = np.zeros((3, flat.size), dtype=flat.dtype)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, T + 1))
     with np.errstate(all="ignore"):  # nothing has been computed
-        _, found = model.loss_and_grads(ids[:, :-1], ids[:, 1:])
-        for p in parameters:
-            grads.add(p, found[p.name])
-        model.backend.ops.sum_of_squares(grads.buffer)
-        optimizer.update(flat.buffer, grads.buffer, m, v, 1, [1e-3] * len(optimizer.segments), slice(0, flat.size))
+        model.loss_and_grads(ids[:, :-1], ids[:, 1:])
+        model.backend.ops.sum_of_squares(grads)
+        optimizer.update(flat.buffer, grads, m, v, 1, [1e-3] * len(optimizer.segments), slice(0, flat.size))
     return device
 
 
@@ -845,13 +836,11 @@ def lesson(run: Run) -> None:
     derivation.require(derivation.derive(run, DERIVATIONS), "the comparison of forms")
     sizes = run.settings.choose(QUICK, CORE, FULL)
     with threadpoolctl.threadpool_limits(1, "blas"):
-        found = show_roofline(run, sizes)
+        show_roofline(run, sizes)
     show_attention(run, sizes)
     show_reads(run)
     show_launches(run)
     show_gpu(run)
-    norm = next(m for m in found if m.name == "residual + LayerNorm")
-    expect(run, "layernorm_passes", norm.passes, "× the least bytes", norm_passes(), 0.02, "counted by hand")
 
 
 def expect(run: Run, name: str, value: float, unit: str, theory: float, within: float, reason: str) -> None:
@@ -860,16 +849,7 @@ def expect(run: Run, name: str, value: float, unit: str, theory: float, within: 
     run.report(name, value, unit, band)
 
 
-def norm_passes() -> float:
-    """What the reference form of residual + LayerNorm moves, over the least, on arrays that no cache holds.
-
-    total = x + δ 3, its mean 1, centred 2, its square 2, their mean 1, normalised 2, times weight 2, plus bias 2: 15
-    passes over (N, C); x, δ, total and y are 4.
-    """
-    return 15 / 4
-
-
-def show_roofline(run: Run, sizes: Sizes) -> list[Measured]:
+def show_roofline(run: Run, sizes: Sizes) -> None:
     """The machine's two ceilings, and where each operation is under them in both of its forms."""
     run.heading("The roofline of this machine, one core" if run.backend.name == "numpy" else "The roofline")
     keep_freed_memory()  # as training does; otherwise a fresh result's first touch is most of what is measured
@@ -904,9 +884,10 @@ def show_roofline(run: Run, sizes: Sizes) -> list[Measured]:
     for m in found:
         name = m.name.replace(" + ", "_").replace(", ", "_").replace(" ", "_").replace("-", "_").lower()
         run.report(f"{name}_gain", m.reference / m.fast, "× faster than the reference", digits=2, banded=False)
+    norm = next(m for m in found if m.name == "residual + LayerNorm")
+    expect(run, "layernorm_passes", norm.passes, "× the least bytes", NORM_PASSES, 0.02, "counted by hand")
     run.picture("roofline", kernel_pictures.roofline_picture(found, machine, attainable))
     run.picture("passes", kernel_pictures.passes_picture(found))
-    return found
 
 
 def show_attention(run: Run, sizes: Sizes) -> None:

@@ -33,30 +33,11 @@ from lessons.common.table import table
 from minigpt import GPT, GPTConfig
 from minigpt.config import preset
 from minigpt.errors import InputError
-from minigpt.objectives import LanguageModelling
+from minigpt.objectives import LanguageModelling, shards
 from minigpt.parallel import passes
 from minigpt.parameters import Gradients
 
 # ---------------------------------------------------------------------------------------------- shards
-
-
-def shard_rows(n: int, size: int) -> list[slice]:
-    """Cut n rows into consecutive shards, one a rank, whose sizes differ by at most one.
-
-    Parameters
-    ----------
-    n : int
-        Rows of the batch; there may be fewer than ranks.
-    size : int
-        Ranks.
-
-    Returns
-    -------
-    shards : list of slice
-        Rank r has the rows from ⌊r·n/size⌋ up to ⌊(r + 1)·n/size⌋: every row is in one shard, and a shard can be empty.
-    """
-    bounds = [rank * n // size for rank in range(size + 1)]
-    return [slice(bounds[rank], bounds[rank + 1]) for rank in range(size)]
 
 
 def combine_gradients(gradients: Sequence[Array], counts: Sequence[float]) -> Array:
@@ -118,7 +99,7 @@ def ring_all_reduce(vectors: Sequence[Array]) -> Reduced:
     Patarasuk, Yuan (2009), section 3.
     """
     n = len(vectors)
-    chunks = shard_rows(vectors[0].shape[0], n)
+    chunks = shards(vectors[0].shape[0], n)
     own, sent = [vector.copy() for vector in vectors], [0] * n
     ### BEGIN SOLUTION
     for t in range(n - 1):  # reduce-scatter
@@ -196,10 +177,10 @@ def check_shards(backend: Backend) -> list[Check]:
     for n, size in ((7, 3), (8, 2), (2, 4), (0, 2)):
 
         def covered(n: int = n, size: int = size) -> list[int]:
-            return [i for part in shard_rows(n, size) for i in range(n)[part]]
+            return [i for part in shards(n, size) for i in range(n)[part]]
 
         def spread(n: int = n, size: int = size) -> int:
-            sizes = [part.stop - part.start for part in shard_rows(n, size)]
+            sizes = [part.stop - part.start for part in shards(n, size)]
             return max(sizes) - min(sizes)
 
         checks.append(gradcheck.agree(f"{n} rows, {size} ranks", list(range(n)), covered))
@@ -249,7 +230,7 @@ DERIVATIONS = (
         shard r = rows ⌊r·n/size⌋ … ⌊(r + 1)·n/size⌋ − 1
         The end of one is the beginning of the next, so no row is lost or counted twice, whatever n and size are.
         """,
-        (shard_rows,),
+        (shards,),
         check_shards,
     ),
     Derivation(
@@ -369,7 +350,7 @@ def uneven_gradients() -> tuple[dict[int, tuple[list[np.ndarray], list[float]]],
 
     pieces = {}
     for size in (2, 3):
-        parts = [slice(rank * 6 // size, (rank + 1) * 6 // size) for rank in range(size)]
+        parts = shards(6, size)
         counts = [float((targets[part] != -100).sum()) for part in parts]
         pieces[size] = ([gradient(part) for part in parts], counts)
     return pieces, gradient(slice(0, 6))
@@ -420,11 +401,11 @@ def show_equal(run: Run) -> None:
     """Ranks and one process train the same model."""
     run.heading("Ranks beside one process")
     task = {"kind": "train", "config": TINY, "rows": 7, "tokens": 12, "steps": 10, "warmup": 0, "accumulation": 1}
-    alone = ranks.perform(task, 1)
+    alone = ranks.perform(1, task)
     ways: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        ("one process, 3 passes a step", lambda: ranks.perform(task | {"accumulation": 3}, 1)),
-        ("2 processes", lambda: ranks.under_processes(2, task)),
-        ("3 processes", lambda: ranks.under_processes(3, task)),
+        ("one process, 3 passes a step", lambda: ranks.perform(1, task | {"accumulation": 3})),
+        ("2 processes", lambda: ranks.perform(2, task)),
+        ("3 processes", lambda: ranks.perform(3, task)),
     ]
     if ranks.mpiexec():
         ways.append(("2 ranks of mpiexec", lambda: ranks.under_mpi(2, task)))
@@ -480,9 +461,9 @@ def measure(plan: Plan, way: Callable[[int, Mapping[str, Any]], dict[str, Any]])
     """
     seconds: dict[str, list[float]] = {"alone": [], "half": [], "strong": [], "weak": []}
     for _ in range(plan.repeats):
-        seconds["alone"].append(ranks.perform(plan.task(plan.rows), 1)["seconds"])
+        seconds["alone"].append(ranks.perform(1, plan.task(plan.rows))["seconds"])
         seconds["strong"].append(way(2, plan.task(plan.rows))["seconds"])
-        seconds["half"].append(ranks.perform(plan.task(plan.rows // 2), 1)["seconds"])
+        seconds["half"].append(ranks.perform(1, plan.task(plan.rows // 2))["seconds"])
         seconds["weak"].append(way(2, plan.task(2 * plan.rows))["seconds"])
     return seconds
 
@@ -500,12 +481,12 @@ def batch_seconds(seconds: float, fixed: float, rows: int) -> float:
 def show_scaling(run: Run, plan: Plan) -> dict[str, float]:
     """One process beside two."""
     run.heading("Two processes beside one")
-    measured = {"processes": measure(plan, ranks.under_processes)}
+    measured = {"processes": measure(plan, ranks.perform)}
     if ranks.mpiexec():
         measured["MPI"] = measure(plan, ranks.under_mpi)
-    rows = []
+    rows, medians = [], dict[str, dict[str, float]]()
     for name, seconds in measured.items():
-        middle = {key: float(np.median(values)) for key, values in seconds.items()}
+        middle = medians[name] = {key: float(np.median(values)) for key, values in seconds.items()}
         strong = float(np.median([a / b for a, b in zip(seconds["alone"], seconds["strong"], strict=True)]))
         weak = float(np.median([a / b for a, b in zip(seconds["alone"], seconds["weak"], strict=True)]))
         rows.append([name, *(f"{1e3 * middle[k]:.1f}" for k in ("alone", "strong", "weak")), f"{strong:.2f}",
@@ -521,8 +502,7 @@ def show_scaling(run: Run, plan: Plan) -> dict[str, float]:
         "  scaling gives every rank as much as one had alone"
     )
     run.results["scaling"] = measured
-    seconds = measured["processes"]
-    return {key: float(np.median(values)) for key, values in seconds.items()}
+    return medians["processes"]
 
 
 def show_plan(run: Run, plan: Plan, step: Mapping[str, float]) -> None:

@@ -77,6 +77,9 @@ def take(batch: Batch, part: slice) -> Batch:
 
 
 def shards(n: int, parts: int) -> list[slice]:
-    """n rows cut into consecutive parts whose sizes differ by at most one."""
+    """n rows cut into consecutive parts whose sizes differ by at most one; with fewer rows than parts, some are empty.
+
+    Part i has the rows from ⌊i·n/parts⌋ up to ⌊(i + 1)·n/parts⌋: every row is in one part.
+    """
     bounds = [i * n // parts for i in range(parts + 1)]
     return [slice(a, b) for a, b in pairwise(bounds)]

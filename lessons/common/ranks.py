@@ -61,20 +61,16 @@ def under_mpi(size: int, task: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def under_processes(size: int, task: Mapping[str, Any]) -> dict[str, Any]:
-    """What `perform` gives for a task on so many processes of this machine."""
-    return perform(task, size)
-
-
-def perform(task: Mapping[str, Any], size: int) -> dict[str, Any]:
+def perform(size: int, task: Mapping[str, Any]) -> dict[str, Any]:
     """Train with so many ranks, or measure what they say to each other.
 
     Parameters
     ----------
+    size : int
+        Processes of this machine, unless a launcher has started the ranks.
     task : dict
         ``kind`` is ``"train"``: ``config`` of the model, ``rows`` and ``tokens`` of a batch, ``steps``, ``warmup``,
         ``accumulation``; or ``"all_reduce"``: ``sizes`` in bytes and ``repeats``, which takes MPI.
-    size : int
 
     Returns
     -------
@@ -136,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = distributed.launched()
     assert found is not None
     with distributed.together():
-        result = perform(json.loads(text), found.size)
+        result = perform(found.size, json.loads(text))
     if found.rank == 0:
         print(json.dumps(result))
 

@@ -14,9 +14,8 @@ from kernels import get_backend
 from lessons import __main__ as lessons_main
 from lessons import lesson_14_scaling as lesson
 from lessons.common import ranks
-from lessons.lesson_14_scaling import Link, Reduced, all_reduce_seconds, ring_all_reduce, shard_rows
+from lessons.lesson_14_scaling import Link, Reduced, all_reduce_seconds, ring_all_reduce, shards
 from minigpt.errors import RunError
-from minigpt.objectives import shards
 from tests.helpers import is_picture
 
 NUMPY = get_backend("numpy")
@@ -27,12 +26,6 @@ def vectors_of(size: int, length: int, dtype: str = "float64") -> list[np.ndarra
 
 
 # ---------------------------------------------------------------------------------------------- shards and means
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 64])
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_shards_are_those_of_training(n: int, size: int) -> None:
-    assert shard_rows(n, size) == shards(n, size)
 
 
 def test_weighted_shards_are_the_batch_and_the_mean_of_means_is_not() -> None:
@@ -139,8 +132,8 @@ def ring(forget_copy: bool = False, gather: bool = True, double: bool = False) -
 WRONG: list[tuple[str, str, Any]] = [
     ("combine_gradients", "check_mean", mean_of_means),
     ("combine_gradients", "check_mean", lambda g, counts: sum(a * n for a, n in zip(g, counts, strict=True))),
-    ("shard_rows", "check_shards", forgets_the_last_row),
-    ("shard_rows", "check_shards", lambda n, size: [slice(0, n), *[slice(n, n)] * (size - 1)]),
+    ("shards", "check_shards", forgets_the_last_row),
+    ("shards", "check_shards", lambda n, size: [slice(0, n), *[slice(n, n)] * (size - 1)]),
     ("ring_all_reduce", "check_ring", ring(gather=False)),
     ("ring_all_reduce", "check_ring", ring(double=True)),
     ("ring_all_reduce", "check_ring", lesson.through_one),
@@ -166,7 +159,7 @@ def test_the_right_ring_is_among_the_ways_that_are_tried() -> None:
 
 def test_processes_give_the_losses_of_one() -> None:
     task = {"kind": "train", "config": lesson.TINY, "rows": 5, "tokens": 12, "steps": 3, "warmup": 1, "accumulation": 1}
-    alone, two = ranks.perform(task, 1), ranks.under_processes(2, task)
+    alone, two = (ranks.perform(size, task) for size in (1, 2))
     assert len(alone["losses"]) == 4
     assert np.allclose(alone["losses"], two["losses"], rtol=1e-6)
     assert alone["seconds"] > 0
