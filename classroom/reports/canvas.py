@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from classroom.reports.class_table import Row
 from classroom.reports.clean import clean_line
+from classroom.reports.gradebook import Column, find_lines
 from classroom.reports.sheet import Sheet, number
 from classroom.roster import same
 from minigpt.errors import InputError
@@ -66,30 +67,19 @@ def fill_canvas(sheet: Sheet, column: str, rows: Sequence[Row]) -> list[str]:
     def column_of(name: str) -> list[str]:
         return [same(sheet.rows[i][header.index(name)]) if name in header else "" for i in lines]
 
-    columns = [
+    columns: list[Column] = [
         (column_of("id"), lambda s: [s.canvas_id]),
         (column_of("sis user id"), lambda s: [s.id]),
         (column_of("sis login id"), lambda s: [s.id, s.email]),
         (column_of("student"), lambda s: [s.name, _last_first(s.name)]),
     ]
-    for row in rows:
-        total = row.total
-        if total is None:
-            continue
-        hit: list[int] = []
-        for values, keys in columns:
-            wanted = {same(key) for key in keys(row.student)} - {""}
-            hit = [line for line, cell in zip(lines, values, strict=True) if cell in wanted]
-            if hit:
-                break
-        who = clean_line(row.student.id, 80)
-        if len(hit) != 1:
-            found = "more than once" if hit else "not"
-            notes.append(f"{who}: {found} in the Canvas gradebook; marks {number(total)}")
-        elif same(sheet.rows[hit[0]][target]) == "ex":
-            notes.append(f"{who}: excused in Canvas, left so; marks {number(total)}")
+    found, missing = find_lines(rows, lines, columns, "Canvas gradebook")
+    notes += missing
+    for student, marks, line in found:
+        if same(sheet.rows[line][target]) == "ex":
+            notes.append(f"{clean_line(student.id, 80)}: excused in Canvas, left so; marks {marks}")
         else:
-            sheet.set(hit[0], target, number(total))
+            sheet.set(line, target, marks)
     return notes
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from classroom.reports.class_table import Row
 from classroom.reports.clean import clean_line
+from classroom.reports.gradebook import Column, find_lines
 from classroom.reports.sheet import Sheet, number
 from classroom.roster import same
 from minigpt.errors import InputError
@@ -57,26 +58,13 @@ def fill_moodle(sheet: Sheet, rows: Sequence[Row], column: str = "Grade", identi
         return [same(sheet.rows[i][at]) if 0 <= at < len(sheet.rows[i]) else "" for i in lines]
 
     numbers = [re.sub(r"^\D+", "", sheet.rows[i][who]) for i in lines]
-    columns = [
-        (numbers, lambda s: s.moodle_id),
-        (cells("email address", "email"), lambda s: s.email),
-        (cells("id number"), lambda s: s.id),
-        (cells("full name"), lambda s: s.name),
+    columns: list[Column] = [
+        (numbers, lambda s: [s.moodle_id]),
+        (cells("email address", "email"), lambda s: [s.email]),
+        (cells("id number"), lambda s: [s.id]),
+        (cells("full name"), lambda s: [s.name]),
     ]
-    for row in rows:
-        total = row.total
-        if total is None:
-            continue
-        hit: list[int] = []
-        for values, key in columns:
-            wanted = same(key(row.student))
-            hit = [line for line, value in zip(lines, values, strict=True) if wanted and value == wanted]
-            if hit:
-                break
-        name = clean_line(row.student.id, 80)
-        if len(hit) != 1:
-            found = "more than once" if hit else "not"
-            notes.append(f"{name}: {found} in the Moodle worksheet; marks {number(total)}")
-        else:
-            sheet.set(hit[0], target, number(total).replace(".", ",") if comma else number(total))
-    return notes
+    found, missing = find_lines(rows, lines, columns, "Moodle worksheet")
+    for _, marks, line in found:
+        sheet.set(line, target, marks.replace(".", ",") if comma else marks)
+    return notes + missing
