@@ -1228,7 +1228,7 @@ def show(run: Run, plan: Plan, found: Sequence[Cell], paid: Mapping[str, dict[st
             ]
         )
     headers = [
-        "method", "trained", "stored (kB)", "memory (MB)", "peak (MB)", "Mflop a step", "ms a step", "s to target",
+        "method", "trained", "stored (kB)", "memory (MB)", "peak (MB)", "MFLOP a step", "ms a step", "s to target",
         "ms a token", "merged", "8 rows of 2 tasks", "forgotten (nats)",
     ]  # fmt: skip
     run.say(table(rows, headers))
