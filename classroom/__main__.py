@@ -26,18 +26,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_commands(commands)
-    if importlib.util.find_spec("classroom.teacher"):  # a student's copy of the course has none
-        importlib.import_module("classroom.teacher").add_commands(commands)
-    arguments = parser.parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show α shows a question mark
+    command = parser.prog
     try:
+        if importlib.util.find_spec("classroom.teacher"):  # a student's copy of the course has none
+            importlib.import_module("classroom.teacher").add_commands(commands)
+        arguments = parser.parse_args(argv)
+        command = arguments.command
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show α shows a question mark
         return arguments.run(arguments)
     except (InputError, RunError) as error:
-        print(f"{arguments.command}: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"\n{arguments.command}: interrupted", file=sys.stderr)
+        print(f"\n{command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 

@@ -18,8 +18,11 @@ import math
 import multiprocessing
 import os
 import re
+import secrets
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,17 +35,15 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from classroom import assignment, base, late, sandbox, submissions
+from classroom import assignment, base, handout, late, manifest, recorded, sandbox, submissions
 from classroom.exercise import Exercise
-from classroom.reports import statistics
-from classroom.reports.canvas import fill_canvas
+from classroom.reports import canvas, moodle, statistics
 from classroom.reports.class_table import STATES, Row, class_csv, class_html
 from classroom.reports.clean import clean, clean_line
 from classroom.reports.github import github
 from classroom.reports.gradescope import gradescope
 from classroom.reports.html import report_html
 from classroom.reports.junit import junit
-from classroom.reports.moodle import fill_moodle
 from classroom.reports.nbgrader import nbgrader
 from classroom.reports.sheet import Sheet
 from classroom.reports.text import report_text
@@ -161,10 +162,11 @@ def _check_report(report: Mapping[str, Any], planned: Mapping[str, int]) -> None
         raise RunError("the maximum of the report is not the sum of its exercises'")
 
 
-def _work(job: _Job, grade: Grade) -> None:
+def _work(job: _Job, grade: Grade, scratch: str) -> None:
     """Body of a worker process: one submission. Whatever it prints goes to a log for the teacher."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is the parent's business; and the parent can end the whole group
+    tempfile.tempdir = scratch
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -229,7 +231,9 @@ def _known_files() -> set[str]:
     """Files of the course, which a submission may hold without a word."""
     rooms = ("kernels", "minigpt", "lessons", "classroom", "notebooks", "tests")
     files = {path.relative_to(ROOT).as_posix() for room in rooms for path in (ROOT / room).rglob("*") if path.is_file()}
-    return files | {path.name for path in ROOT.iterdir()} | {"MANIFEST.json"}
+    names = (recorded.EXERCISES_FILE, recorded.ARRAYS_FILE)
+    public = {f"{handout.PUBLIC}/lesson_{n:02d}/{name}" for n in assignment.lessons() for name in names}
+    return files | public | {path.name for path in ROOT.iterdir()} | {manifest.MANIFEST}
 
 
 def run(settings: Settings, exercises: Sequence[Exercise], grade: Grade = base.grade_submission) -> int:
@@ -260,9 +264,11 @@ def run(settings: Settings, exercises: Sequence[Exercise], grade: Grade = base.g
     zone = (policy.deadline.tzinfo if policy else None) or UTC
     if settings.canvas and not settings.canvas_column:
         raise InputError("--canvas needs --canvas-column: the title of the assignment in the gradebook.")
-    for path in (settings.canvas, settings.moodle):
-        if path is not None:
-            Sheet.load(path)  # a file that cannot be read is told before the class is graded, not after
+    # A sheet that cannot be filled in is told before the class is graded, not after.
+    if settings.canvas:
+        canvas.column_of(Sheet.load(settings.canvas), settings.canvas_column)
+    if settings.moodle:
+        moodle.columns_of(Sheet.load(settings.moodle), settings.moodle_column)
     staff, planned = settings.out / "staff", {exercise.id: exercise.points for exercise in exercises}
     try:
         for folder in (settings.out, staff, staff / "rows", staff / "logs"):
@@ -304,26 +310,23 @@ def run(settings: Settings, exercises: Sequence[Exercise], grade: Grade = base.g
                 "path": clean_line(item.found.name),
                 "sha256": item.taken.sha256,
                 "files": item.taken.files,
-                "ignored": [*item.taken.notes, *item.taken.ignored],
-                "received_at": moment.isoformat(),
+                "ignored": [*item.taken.notes, *(f"{name} is not read" for name in item.taken.ignored)],
+                "received_at": _stamp(moment, zone),
                 "late_seconds": 0,
             },
             planned=planned,
         )
     waiting = [key for key, job in jobs.items() if not _done(job)]
-    print(f"{len(items)} submissions, {len(items) - len(waiting)} done before. Seed id {seed_id(secret)}.", flush=True)
+    graded = len(jobs) - len(waiting)
+    print(f"{len(items)} submissions, {graded} graded before. Seed id {seed_id(secret)}.", flush=True)
     workers = settings.workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     limit = 120 + 10 * sum(exercise.seconds for exercise in exercises)
     modules = [f"classroom.exercises.lesson_{settings.lesson:02d}", *{e.function.split(":")[0] for e in exercises}]
-    with tqdm(
-        total=len(jobs),
-        initial=len(jobs) - len(waiting),
-        unit="submission",
-        desc="grading",
-        dynamic_ncols=True,
-        smoothing=0.1,
-    ) as bar:
-        for _ in _each_done([jobs[key] for key in waiting], grade, workers, limit, modules):
+    bar = tqdm(
+        total=len(jobs), initial=graded, unit="submission", desc="grading", dynamic_ncols=True, smoothing=0.1
+    )  # fmt: skip
+    with bar, tempfile.TemporaryDirectory(prefix="minigpt-class-", ignore_cleanup_errors=True) as scratch:
+        for _ in _each_done([jobs[key] for key in waiting], grade, workers, limit, modules, Path(scratch)):
             bar.update()
     return _write_all(settings, roster, policy, zone, items, jobs, planned, attention, secret)
 
@@ -332,6 +335,11 @@ def _received(item: _Item, zone: Any) -> tuple[datetime, str]:
     if item.known and item.student.received_at:
         return late.parse_time(item.student.received_at, zone), "class list"
     return submissions.received(item.found, zone)
+
+
+def _stamp(moment: datetime, zone: Any) -> str:
+    """A time as reports show it: to the second, in the time zone of the class."""
+    return moment.astimezone(zone).isoformat(timespec="seconds")
 
 
 def _done(job: _Job) -> bool:
@@ -356,11 +364,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _each_done(
-    jobs: Sequence[_Job], grade: Grade, workers: int, limit: float, modules: Sequence[str]
+    jobs: Sequence[_Job], grade: Grade, workers: int, limit: float, modules: Sequence[str], scratch: Path
 ) -> Iterator[_Job]:
     """Run the jobs, `workers` at a time, each in a process of its own; yield each as it ends, well or not.
 
-    A worker that dies, or goes on for more than `limit` seconds, costs its own row: "grader error".
+    A worker that dies, or goes on for more than `limit` seconds, costs its own row: "grader error". Its temporary files
+    lie in a folder of their own in `scratch`, which goes when the worker has gone, whatever it has died of.
     """
     if not jobs:
         return
@@ -369,17 +378,21 @@ def _each_done(
     if method == "forkserver":
         # Imports take a second, grading less: they are done once, in the process that the workers are forked from.
         context.set_forkserver_preload([__name__, *modules])
+    scratch.chmod(0o711)  # the sandbox may have another identity; nobody can list what is in it
     todo, running = list(reversed(jobs)), {}  # type: ignore[var-annotated]
     try:
         with _one_thread():
             while todo or running:
                 while todo and len(running) < workers:
                     job = todo.pop()
-                    process = context.Process(target=_work, args=(job, grade))
+                    place = scratch / secrets.token_hex(16)
+                    place.mkdir()
+                    place.chmod(0o711)
+                    process = context.Process(target=_work, args=(job, grade, str(place)))
                     process.start()
-                    running[process.sentinel] = (process, job, time.monotonic() + limit)
+                    running[process.sentinel] = (process, job, time.monotonic() + limit, place)
                 ended = connection.wait(list(running), timeout=1.0)
-                for sentinel, (process, job, until) in list(running.items()):
+                for sentinel, (process, job, until, place) in list(running.items()):
                     if sentinel not in ended and time.monotonic() < until:
                         continue
                     reason = ""
@@ -388,11 +401,12 @@ def _each_done(
                         _end(process)
                     process.join()
                     del running[sentinel]
+                    shutil.rmtree(place, ignore_errors=True)
                     if process.exitcode != 0 or _read_row(Path(job.row), job.fingerprint, job.secret) is None:
                         _fail(job, reason or _cause(process.exitcode, Path(job.log)))
                     yield job
     finally:
-        for process, _, _ in running.values():
+        for process, *_ in running.values():
             _end(process)
             process.join()
 
@@ -447,8 +461,9 @@ def _write_all(
     for item in items:
         row, slip, notes = _row(item, jobs.get(item.key), policy, zone, ledger, settings.lesson)
         attention += [f"{clean_line(item.student.id, 80)}: {note}" for note in notes]
-        from_files += policy is not None and row.time_from == "file"
-        used[item.student.id] = slip
+        from_files += policy is not None and row.state == "graded" and row.time_from == "file"
+        if item.known:
+            used[item.student.id] = slip
         keys[item.student.id] = item.key
         if item.known:
             rows[item.student.id] = row
@@ -459,11 +474,15 @@ def _write_all(
             f"The times of {from_files} submissions are their files' and may be the download's or set by the student: "
             "give the LMS's in a column received_at of the class list."
         )
+    listed = {same(student.id) for student in roster.students}
+    for name in sorted(set(policy.extensions if policy else ()) - listed):
+        attention.append(f"an extension is for {clean_line(name, 80)!r}, and nobody in the class list has this id")
     table = [rows.get(student.id) or Row(student, "missing") for student in roster.students] + strangers
 
     exports = out / "exports"
     for name in ("students", "exports/gradescope", "exports/github", "exports/junit"):
         (out / name).mkdir(parents=True, exist_ok=True)
+    _withdraw(out)
     links = {}
     for row in table:
         if row.report is None or row.state != "graded":
@@ -484,11 +503,11 @@ def _write_all(
     _write(exports / "nbgrader.csv", nbgrader(table, f"lesson-{settings.lesson:02d}", due))
     if settings.canvas:
         sheet = Sheet.load(settings.canvas)
-        attention += fill_canvas(sheet, settings.canvas_column, table)
+        attention += canvas.fill_canvas(sheet, settings.canvas_column, table)
         write_atomic(exports / "canvas.csv", sheet.bytes())
     if settings.moodle:
         sheet = Sheet.load(settings.moodle)
-        attention += fill_moodle(sheet, table, settings.moodle_column)
+        attention += moodle.fill_moodle(sheet, table, settings.moodle_column)
         write_atomic(exports / "moodle.csv", sheet.bytes())
     if policy and policy.slip_days and ledger_path is not None:
         _write(ledger_path, ledger.text(settings.lesson, used))
@@ -524,14 +543,12 @@ def _row(
     """The row of one submission, the slip days it uses, and what a person should know."""
     moment, time_from = _received(item, zone)
     notes, told = list(item.notes), []
-    facts: dict[str, Any] = {"known": item.known, "received_at": moment.isoformat(), "time_from": time_from}
+    facts: dict[str, Any] = {"known": item.known, "received_at": _stamp(moment, zone), "time_from": time_from}
     if job is None:
         told.append(f"submission rejected: {item.rejected}")
         return Row(item.student, "rejected", notes=(*notes, item.rejected), **facts), 0, told
     assert item.taken is not None
     notes += item.taken.notes
-    if not item.taken.files:
-        told.append(item.taken.notes[0])
     row = _read_row(Path(job.row), job.fingerprint, job.secret)
     error = "its row is missing" if row is None else row["error"]
     report = None if row is None or error else row["report"]
@@ -539,18 +556,19 @@ def _row(
         broken = [e["id"] for e in report["exercises"] if e["status"] == "error"]
         error = f"in exercise {', '.join(broken)}" if broken else ""
         told += [f"exercise {e['id']} is suspicious" for e in report["exercises"] if e["status"] == "suspicious"]
-        report["submission"]["received_at"] = moment.isoformat()
+        report["submission"]["received_at"] = _stamp(moment, zone)
     if error or report is None:
         told.append(f"grader error: {error}")
         return Row(item.student, "error", report, notes=(*notes, f"grader error: {error}"), **facts), 0, told
     cost = late.Late()
     if policy is not None:
-        left = ledger.left(item.student.id, lesson, policy.slip_days)
+        worth = item.known and report["total"] > 0  # slip days of nobody, or for 0 points, are none
+        left = ledger.left(item.student.id, lesson, policy.slip_days) if worth else 0
         cost = late.lateness(policy, item.student.id, moment, left)
         apply(report, cost)
         if item.found.column == "canvas_id" and item.found.marked_late != (cost.seconds > 0):
             says = "late" if item.found.marked_late else "in time"
-            told.append(f"Canvas says {says}, the time {moment.isoformat()} ({time_from}) does not")
+            told.append(f"Canvas says {says}, the time {_stamp(moment, zone)} ({time_from}) does not")
     return Row(item.student, "graded", report, notes=tuple(notes), **facts), cost.slip_days, told
 
 
@@ -573,6 +591,18 @@ def _level(report: Mapping[str, Any]) -> str:
     isolation = report.get("isolation") or {}
     held = ", ".join(map(str, isolation.get("enforced") or [])) or "nothing"
     return f"{isolation.get('level', 'unknown')} ({held})"
+
+
+def _withdraw(out: Path) -> None:
+    """Take away what an earlier run has written for submissions and systems that this one may not know any more."""
+    for pattern in ("students/*/report.txt", "students/*/report.html", "exports/*/*.json", "exports/*/*.xml"):
+        for path in out.glob(pattern):
+            path.unlink()
+    for folder in (out / "students").glob("*/"):
+        with suppress(OSError):  # a teacher has put something there, which stays
+            folder.rmdir()
+    for name in ("exports/canvas.csv", "exports/moodle.csv", "statistics.csv", "pass_rate.png"):
+        (out / name).unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,8 +84,8 @@ def general(difference: Difference, args: Mapping[str, Any], tolerance: Toleranc
     return NONE
 
 
-def raised(kind: str) -> Diagnosis:
-    """What an exception's class suggests."""
+def raised(kind: str, message: str) -> Diagnosis:
+    """What an exception's class suggests, and of a ValueError also its message."""
     texts = {
         "RecursionError": "The function calls itself without an end.",
         "MemoryError": "It wants more memory than the limit: is an array larger than it needs to be?",
@@ -96,7 +97,10 @@ def raised(kind: str) -> Diagnosis:
         "UFuncTypeError": "An operation in place would change the dtype of its array.",
         "LinAlgError": "A decomposition failed: is the matrix the one that is meant?",
     }
-    return Diagnosis(f"raises-{kind.lower()}", texts.get(kind, ""))
+    text = texts.get(kind, "")
+    if kind == "ValueError" and not re.search(r"shape|broadcast|dimension|size|ax[ei]s|inhomogeneous", message):
+        text = ""  # many things are a ValueError; NumPy's are mostly about shapes
+    return Diagnosis(f"raises-{kind.lower()}", text)
 
 
 # ---------------------------------------------------------------------------------------------- guesses

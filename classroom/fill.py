@@ -5,6 +5,7 @@ What a student has written stays, unless it is asked for by name or with ``--all
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import zipfile
@@ -42,10 +43,19 @@ class Solved:
 
 
 def write_pack(path: Path, lesson: int, functions: Collection[Solved]) -> None:
-    """Write a pack: a zip with one JSON file."""
+    """Write a pack: a zip with one JSON file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
     content = {"schema": SCHEMA, "lesson": lesson, "functions": [vars(solved) for solved in functions]}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo(PACK_FILE), json.dumps(content, indent=1) + "\n")
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(zipfile.ZipInfo(PACK_FILE), json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def read_pack(path: Path) -> list[Solved]:
@@ -101,7 +111,7 @@ def fill(root: Path, pack: Collection[Solved], only: Collection[str] = (), every
         raise InputError(f"exercise {min(unknown)} is not in this pack; it has {ids}")
     texts: dict[str, str] = {}
     given: dict[str, str] = {}
-    overwritten: set[str] = set()
+    kept: dict[str, str] = {}
     report = []
     for solved in pack:
         if only and solved.id not in only:
@@ -118,8 +128,8 @@ def fill(root: Path, pack: Collection[Solved], only: Collection[str] = (), every
         elif source.same_code(now, solved.stub):
             done = "filled in"
         elif only or everything:
-            done = f"filled in; yours is in {path}{KEPT_SUFFIX}"
-            overwritten.add(path)
+            kept.setdefault(path, _unused(root, path))
+            done = f"filled in; yours is in {kept[path]}"
         else:
             report.append(f"{solved.id}  {name}: yours, left as it is")
             continue
@@ -128,8 +138,8 @@ def fill(root: Path, pack: Collection[Solved], only: Collection[str] = (), every
         report.append(f"{solved.id}  {name}: {done}")
     for path, text in texts.items():
         if text != given[path]:
-            if path in overwritten:
-                _replace(root / f"{path}{KEPT_SUFFIX}", given[path])
+            if path in kept:
+                _replace(root / kept[path], given[path])
             _replace(root / path, text)
     yield from report
 
@@ -141,6 +151,12 @@ def _read(root: Path, path: str) -> str:
         raise InputError(f"{path} is missing below {root.resolve()}; run this in the course's folder") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _unused(root: Path, path: str) -> str:
+    """A name beside the file under which nothing is kept yet."""
+    names = (f"{path}{KEPT_SUFFIX}{'' if n == 1 else f'-{n}'}" for n in itertools.count(1))
+    return next(name for name in names if not (root / name).exists())
 
 
 def _replace(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import platform
+import secrets
 import signal
 import stat
 import tempfile
@@ -238,9 +239,15 @@ def _regular(tree: Path, name: str) -> bytes | None:
 
 @contextmanager
 def _stage(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A fresh directory with these files, which anybody may read."""
+    """A fresh directory with these files, which the sandbox may read under another identity.
+
+    It lies in one that cannot be listed, under a name that cannot be guessed: there are solutions of earlier lessons in
+    it, and other people may have accounts on the machine.
+    """
     with tempfile.TemporaryDirectory(prefix="minigpt-stage-", ignore_cleanup_errors=True) as folder:
-        root = Path(folder).resolve()
+        Path(folder).chmod(0o711)
+        root = Path(folder).resolve() / secrets.token_hex(16)
+        root.mkdir()
         for name, content in files.items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -405,7 +412,7 @@ def _take_message(message: Mapping[str, Any], exercise: RecordedExercise | None,
         name, text = clean_line(message["type"], 100), clean(message["message"], 1000)
         place, function = clean_line(message["where"]), clean_line(message["function"])
         where = f" ({place})" if place else ""
-        cause = diagnosis.raised(name)
+        cause = diagnosis.raised(name, text)
         result.text = f"It raised {name}{': ' if text else ''}{text}{where}"
         result.label, result.cause = cause.label, cause.text
         own = exercise is not None and function == exercise.function.split(":")[1]
@@ -544,7 +551,7 @@ def _status(results: Sequence[_Result]) -> str:
         return "not_implemented"
     if kinds and all(kind == "needs" for kind in kinds):
         return "skipped"
-    return "timeout" if "timeout" in kinds else "failed"
+    return "timeout" if next(result.kind for result in results if not result.passed) == "timeout" else "failed"
 
 
 def _message(exercise: RecordedExercise, results: Sequence[_Result], first: _Result, passed: set[str]) -> str:

@@ -90,7 +90,7 @@ def lateness(policy: Policy, student: str, received: datetime, slip_left: int = 
     received : datetime
         With a time zone.
     slip_left : int
-        Slip days that the student has not used in other lessons.
+        Slip days that the student has not used in other lessons; they are used only where the cost becomes less.
 
     Returns
     -------
@@ -110,16 +110,12 @@ def lateness(policy: Policy, student: str, received: datetime, slip_left: int = 
         return Late()
     if seconds <= policy.grace_minutes * 60:
         return Late(seconds, reason=f"{duration(seconds)} late, within the grace time")
-    days = _days_begun(due, received)
-    slip = min(max(0, slip_left), days)
-    if policy.per == "day":
-        units = days - slip
-    elif slip:
-        after = _days_after(due, slip)
-        units = max(0, math.ceil((received.astimezone(UTC) - after.astimezone(UTC)).total_seconds() / 3600))
-    else:
-        units = math.ceil(seconds / 3600)
+    slip = min(max(0, slip_left), _days_begun(due, received))
+    units = _units_begun(policy.per, due, received, slip)
+    without = _units_begun(policy.per, due, received, 0)
     percent = min(policy.cap, units * policy.percent)
+    if percent == min(policy.cap, without * policy.percent):  # they would be gone for nothing
+        slip, units = 0, without
     reason = f"{duration(seconds)} late"
     if slip:
         reason += f", {slip} slip day{'s' if slip > 1 else ''} used"
@@ -127,6 +123,14 @@ def lateness(policy: Policy, student: str, received: datetime, slip_left: int = 
         reason += f": {units} {policy.per}{'s' if units > 1 else ''} at {points(policy.percent)} %"
         reason += f", at most {points(policy.cap)} %" if units * policy.percent > policy.cap else ""
     return Late(seconds, units, slip, percent, reason)
+
+
+def _units_begun(per: str, due: datetime, received: datetime, slip: int) -> int:
+    """Days or hours begun between the deadline, moved by slip days, and the submission."""
+    if per == "day":
+        return _days_begun(due, received) - slip
+    after = _days_after(due, slip) if slip else due
+    return max(0, math.ceil((received.astimezone(UTC) - after.astimezone(UTC)).total_seconds() / 3600))
 
 
 def _days_after(due: datetime, days: int) -> datetime:

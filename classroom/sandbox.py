@@ -117,8 +117,8 @@ class Isolation:
         """
         if self.level == "process" and hasattr(os, "geteuid") and os.geteuid() == 0:
             raise InputError(
-                "a class is not graded as root without isolation: this machine offers neither Landlock nor namespaces "
-                f"({'; '.join(self.refused) or 'not tried'}); grade as an ordinary user"
+                "a class is not graded as root without isolation, and neither Landlock nor namespaces hold it "
+                f"({'; '.join(self.refused) or 'not tried'}); use --level auto, or grade as an ordinary user"
             )
 
 

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import os
 import re
+import shutil
 import stat
 import struct
 import tokenize
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from classroom.fill import KEPT_SUFFIX
 from classroom.reports.clean import clean_line
 from minigpt.errors import InputError
 
@@ -433,7 +435,14 @@ def _choose(
     root = min(votes, key=lambda prefix: (-votes[prefix], prefix.count("/"), prefix), default="")
     chosen = {file: root + file for file in wanted if root + file in names}
 
+    sources = [name for name in names if name.endswith(".py")]
+    if len(wanted) == len(sources) == 1 and not chosen:  # there is nothing else that it could be
+        chosen = {wanted[0]: sources[0]}
+
     notes = [f"a second copy in {clean_line(p)} is not read" for p in sorted(votes) if p != root]
+    notes += [
+        f"{file} was taken from {clean_line(name)!r}" for file, name in chosen.items() if _plain(name) != _plain(file)
+    ]
     for file in wanted:
         if file in chosen:
             continue
@@ -446,8 +455,11 @@ def _choose(
         if alone:
             notes.append(f"{file} is missing, and which of these it is cannot be told: {_listed(alone)}")
             continue
-        sources = [name for name in names if name.endswith(".py") and name not in chosen.values()]
-        near = [n for n in sources if difflib.get_close_matches(n.rsplit("/", 1)[-1].lower(), [base], 1, 0.7)]
+        near = [
+            n
+            for n in sources
+            if n not in chosen.values() and difflib.get_close_matches(n.rsplit("/", 1)[-1].lower(), [base], 1, 0.7)
+        ]
         notes.append(f"{file} is missing" + (f"; there is {_listed(near)}, which is not read" if near else ""))
 
     contents = {}
@@ -507,18 +519,18 @@ def take(
     Raises
     ------
     Rejected
-        With the reason, in words for the student; nothing of the submission is left in `destination` then.
+        With the reason, in words for the student, also where no graded file is in it: nothing that was read is not 0
+        points. Nothing is left in `destination` then.
     """
+    if destination.exists():
+        shutil.rmtree(destination)
     try:
         contents, others, notes = _contents(found, limits, wanted)
     except OSError as error:
         raise Rejected(f"it cannot be read: {clean_line(error.strerror or error)}") from None
     if not contents:
-        notes.insert(0, "no graded file of this lesson is in it")
-    for folder, _, files in os.walk(destination, topdown=False):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        os.rmdir(folder)
+        near = next((f"; {note}" for note in notes if "which" in note), "")
+        raise Rejected(f"no graded file of this lesson is in it{near}")
     destination.mkdir(parents=True)
     digest = hashlib.sha256()
     for file in sorted(contents):
@@ -529,5 +541,5 @@ def take(
         path.write_bytes(data)
         if note := encoding_note(file, data):
             notes.append(note)
-    ignored = sorted(clean_line(name) for name in others if name not in known)
+    ignored = sorted(clean_line(name) for name in others if name not in known and KEPT_SUFFIX not in name)
     return Taken(destination, digest.hexdigest(), sorted(contents), ignored, notes)

@@ -18,6 +18,44 @@ from minigpt.errors import InputError
 _NOT_MARKS = (*(f"{a} {b}" for a in ("current", "final") for b in ("score", "points", "grade")), "override")
 
 
+def column_of(sheet: Sheet, title: str) -> int:
+    """Which column of a gradebook an assignment has.
+
+    Parameters
+    ----------
+    sheet : Sheet
+    title : str
+        Of the assignment, with or without its number in brackets.
+
+    Raises
+    ------
+    InputError
+        If this is no gradebook of Canvas, or the title is that of none or several of its columns, or of one that takes
+        no marks.
+    """
+    header = [same(cell) for cell in sheet.rows[0]] if sheet.rows else []
+    known = len(header) > 3 and "student" in header[0] and "id" in header and any("section" in cell for cell in header)
+    if not known:
+        raise InputError("This is no gradebook exported from Canvas: its header needs Student, ID and Section.")
+    last = max(i for i, cell in enumerate(header) if "section" in cell)
+    titles = [i for i in range(last + 1, len(header)) if not any(name in header[i] for name in _NOT_MARKS)]
+    hits = [i for i in titles if header[i] == same(title)] or [
+        i for i in titles if header[i].rpartition(" (")[0] == same(title)
+    ]
+    if len(hits) != 1:
+        choices = ", ".join(repr(clean_line(sheet.rows[0][i])) for i in titles) or "none"
+        raise InputError(f"{clean_line(title)!r} is not one column of the gradebook; assignments in it: {choices}.")
+    if any("read only" in same(sheet.rows[i][hits[0]]) for i in _heads(sheet, hits[0])):
+        raise InputError(f"Canvas does not take marks for {clean_line(title)!r}: the column is read only.")
+    return hits[0]
+
+
+def _heads(sheet: Sheet, target: int) -> list[int]:
+    """Rows above the students': they hold the points that can be had."""
+    rows = sheet.rows
+    return [i for i in range(1, len(rows)) if len(rows[i]) > target and same(rows[i][0]).startswith("points possible")]
+
+
 def fill_canvas(sheet: Sheet, column: str, rows: Sequence[Row]) -> list[str]:
     """Set the marks of all students that have some.
 
@@ -26,7 +64,7 @@ def fill_canvas(sheet: Sheet, column: str, rows: Sequence[Row]) -> list[str]:
     sheet : Sheet
         Changed in place: cells of one column.
     column : str
-        Title of the assignment, with or without its number in brackets.
+        Title of the assignment; see `column_of`.
     rows : sequence of Row
 
     Returns
@@ -37,41 +75,25 @@ def fill_canvas(sheet: Sheet, column: str, rows: Sequence[Row]) -> list[str]:
     Raises
     ------
     InputError
-        If this is no gradebook of Canvas, or `column` is none or several of its columns.
+        As `column_of`.
     """
-    if not sheet.rows or len(sheet.rows[0]) < 4:
-        raise InputError("This is no gradebook exported from Canvas: its header needs Student, ID and Section.")
+    target, notes = column_of(sheet, column), []
     header = [same(cell) for cell in sheet.rows[0]]
-    if not ("student" in header[0] and "id" in header and any("section" in cell for cell in header)):
-        raise InputError("This is no gradebook exported from Canvas: its header needs Student, ID and Section.")
-    last = max(i for i, cell in enumerate(header) if "section" in cell)
-    titles = [i for i in range(last + 1, len(header)) if not any(name in header[i] for name in _NOT_MARKS)]
-    hits = [i for i in titles if header[i] == same(column)] or [
-        i for i in titles if header[i].rpartition(" (")[0] == same(column)
-    ]
-    if len(hits) != 1:
-        choices = ", ".join(repr(clean_line(sheet.rows[0][i])) for i in titles) or "none"
-        raise InputError(f"{clean_line(column)!r} is not one column of the gradebook; assignments in it: {choices}.")
-    target, notes = hits[0], []
-
-    whole = [i for i, row in enumerate(sheet.rows) if i and len(row) > target]
-    heads = [i for i in whole if same(sheet.rows[i][0]).startswith("points possible")]
-    lines = [i for i in whole if i not in heads]
+    heads = _heads(sheet, target)
+    lines = [i for i, row in enumerate(sheet.rows) if i and len(row) > target and i not in heads]
+    most = next((r.report["max"] for r in rows if r.report is not None), None)
     for cells in (sheet.rows[i] for i in heads):
-        if "read only" in same(cells[target]):
-            raise InputError(f"Canvas does not take marks for {clean_line(column)!r}: the column is read only.")
-        most = next((r.report["max"] for r in rows if r.report is not None), None)
         if most is not None and cells[target].strip() not in ("", number(most), f"{most:.2f}", f"{most:.1f}"):
             notes.append(f"Canvas has {clean_line(cells[target])} points possible, the lesson {number(most)}")
 
-    def column_of(name: str) -> list[str]:
+    def cells_of(name: str) -> list[str]:
         return [same(sheet.rows[i][header.index(name)]) if name in header else "" for i in lines]
 
     columns: list[Column] = [
-        (column_of("id"), lambda s: [s.canvas_id]),
-        (column_of("sis user id"), lambda s: [s.id]),
-        (column_of("sis login id"), lambda s: [s.id, s.email]),
-        (column_of("student"), lambda s: [s.name, _last_first(s.name)]),
+        (cells_of("id"), lambda s: [s.canvas_id]),
+        (cells_of("sis user id"), lambda s: [s.id]),
+        (cells_of("sis login id"), lambda s: [s.id, s.email]),
+        (cells_of("student"), lambda s: [s.name, _last_first(s.name)]),
     ]
     found, missing = find_lines(rows, lines, columns, "Canvas gradebook")
     notes += missing

@@ -135,7 +135,7 @@ def report_html(report: Mapping[str, Any]) -> str:
     if ignored:
         more = f"<li>… and {len(ignored) - 20} more</li>" if len(ignored) > 20 else ""
         items = "".join(f"<li>{text(note, 300)}</li>" for note in ignored[:20])
-        parts.append(f"<h2>Not read</h2>\n<ul>{items}{more}</ul>")
+        parts.append(f"<h2>About the files</h2>\n<ul>{items}{more}</ul>")
     about = "".join(f"<dt>{escape(name)}</dt><dd>{text(value, 600)}</dd>" for name, value in header_lines(report))
     parts.append(f"<h2>About this report</h2>\n<dl>{about}</dl>")
     return page(str(title), "\n".join(parts))

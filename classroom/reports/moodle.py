@@ -17,6 +17,22 @@ from classroom.roster import same
 from minigpt.errors import InputError
 
 
+def columns_of(sheet: Sheet, column: str = "Grade", identifier: str = "Identifier") -> tuple[int, int]:
+    """Which columns of a worksheet hold the marks, and what Moodle knows a student by.
+
+    Raises
+    ------
+    InputError
+        If a header is not there once.
+    """
+    header = [same(cell) for cell in sheet.rows[0]] if sheet.rows else []
+    for name in (column, identifier):
+        if header.count(same(name)) != 1:
+            has = ", ".join(repr(clean_line(cell)) for cell in (sheet.rows[0] if sheet.rows else [])) or "nothing"
+            raise InputError(f"The Moodle worksheet needs one column {clean_line(name)!r}; it has: {has}.")
+    return header.index(same(column)), header.index(same(identifier))
+
+
 def fill_moodle(sheet: Sheet, rows: Sequence[Row], column: str = "Grade", identifier: str = "Identifier") -> list[str]:
     """Set the marks of all students that have some.
 
@@ -36,14 +52,10 @@ def fill_moodle(sheet: Sheet, rows: Sequence[Row], column: str = "Grade", identi
     Raises
     ------
     InputError
-        If a header is not there once.
+        As `columns_of`.
     """
-    header = [same(cell) for cell in sheet.rows[0]] if sheet.rows else []
-    for name in (column, identifier):
-        if header.count(same(name)) != 1:
-            has = ", ".join(repr(clean_line(cell)) for cell in (sheet.rows[0] if sheet.rows else [])) or "nothing"
-            raise InputError(f"The Moodle worksheet needs one column {clean_line(name)!r}; it has: {has}.")
-    target, who = header.index(same(column)), header.index(same(identifier))
+    target, who = columns_of(sheet, column, identifier)
+    header = [same(cell) for cell in sheet.rows[0]]
     lines = [i for i, row in enumerate(sheet.rows) if i and len(row) > max(target, who)]
     notes = []
     most = next((row.report["max"] for row in rows if row.report is not None), None)

@@ -139,7 +139,7 @@ def report_text(report: Mapping[str, Any], width: int = WIDTH) -> str:
         lines += ["", "All exercises of this lesson are done."]
     notes = [clean_line(note, 300) for note in (report.get("submission") or {}).get("ignored") or []]
     if notes:
-        lines += ["", "Not read:"]
+        lines += ["", "About the files:"]
         for note in notes[:20]:
             lines += textwrap.wrap(note, width, initial_indent="  - ", subsequent_indent="    ")
         lines += [f"  - … and {len(notes) - 20} more"] if len(notes) > 20 else []

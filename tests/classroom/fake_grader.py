@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ def grade(tree: Path, lesson: int, secret: bytes, level: str) -> dict[str, Any]:
         log.write(f"{tree.name}\n")
     if wish == "kill the worker" or (wish == "kill the worker once" and _first_time(tree)):
         os.kill(os.getpid(), signal.SIGKILL)
+    if wish.startswith("leave a file"):
+        Path(tempfile.mkdtemp(), "solution.py").write_text("")
+        with (tree.parents[3] / "left.txt").open("a") as log:
+            log.write(f"{Path(tempfile.gettempdir()).parents[1]}\n")
+        if wish.endswith("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
     if wish == "raise":
         raise RuntimeError("the reference \x1b[31m failed")
     if wish == "exit":

@@ -235,7 +235,7 @@ def test_a_worker_that_goes_on_for_ever(class_, monkeypatch):
     class_.sends("bad", "sleep")
     each = class_run._each_done
     monkeypatch.setattr(
-        class_run, "_each_done", lambda jobs, grade, workers, _, modules: each(jobs, grade, workers, 3, modules)
+        class_run, "_each_done", lambda jobs, grade, workers, _, *rest: each(jobs, grade, workers, 3, *rest)
     )
     assert class_.grade() == 1
     assert "took more than 3 seconds" in class_.table()["bad"]["notes"]
@@ -306,6 +306,67 @@ def test_rejected_submissions_have_no_marks(class_):
     assert class_.graded() == ["ada"]
 
 
+def test_nothing_handed_in_keeps_the_marks_that_were_there(class_):
+    """A folder without a graded file has no marks; a zero would be the teacher's decision."""
+    class_.sends("ada").unlink()
+    (class_.place / "sent/ada/essay.txt").write_text("see attachment")
+    gradebook = class_.place / "gradebook.csv"
+    gradebook.write_bytes(b"Student,ID,SIS Login ID,Section,Lesson 7 (3)\r\nStudent ada,9,ada,One,5\r\n")
+    assert class_.grade(canvas=gradebook, canvas_column="Lesson 7") == 0
+    assert class_.table()["ada"]["state"] == "submission rejected"
+    assert (class_.place / "out/exports/canvas.csv").read_bytes() == gradebook.read_bytes()
+
+
+def test_what_an_earlier_run_has_written_goes(class_):
+    class_.sends("ada")
+    class_.sends("grace")
+    gradebook = class_.place / "gradebook.csv"
+    gradebook.write_bytes(b"Student,ID,SIS Login ID,Section,Lesson 7 (3)\r\nStudent ada,9,ada,One,\r\n")
+    class_.grade(canvas=gradebook, canvas_column="Lesson 7")
+    out = class_.place / "out"
+    (out / "students/grace/talk.txt").write_text("a teacher's own")
+    for name in ("ada", "grace"):
+        (class_.place / f"sent/{name}/kernels/gelu.py").unlink()
+    assert class_.grade() == 0
+    assert sorted(p.relative_to(out / "students").as_posix() for p in (out / "students").rglob("*")) == [
+        "grace", "grace/talk.txt"
+    ]  # fmt: skip
+    assert sorted(p.name for p in (out / "exports").rglob("*.*")) == ["nbgrader.csv"]
+    assert not (out / "statistics.csv").exists()
+
+
+def test_an_extension_for_nobody_is_told(class_):
+    class_.sends("ada")
+    extensions = {"Ada ": "2026-10-05 23:59", "adda": "2026-10-06 23:59"}
+    (class_.place / "late.json").write_text(json.dumps(DUE | {"extensions": extensions}))
+    class_.grade(late=class_.place / "late.json")
+    assert "an extension is for 'adda', and nobody in the class list has this id" in class_.attention()
+    assert "'ada'" not in class_.attention()
+
+
+def test_slip_days_are_kept_where_they_help_nobody(class_):
+    """Who is not in the class list has none; and 0 points cannot become more."""
+    class_.sends("stranger")
+    class_.names.clear()
+    class_.sends("ada")
+    (class_.place / "late.json").write_text(json.dumps(DUE | {"deadline": "2026-09-20 23:59"}))
+    class_.grade(late=class_.place / "late.json")
+    assert (class_.place / "slip_days.csv").read_text().splitlines()[1:] == ["ada,7,1"]
+
+
+def test_no_worker_leaves_files_behind(class_, tmp_path, monkeypatch):
+    """Not one that is killed either: what it was given to import holds solutions."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(class_run.tempfile, "tempdir", str(temporary))
+    class_.sends("ada", "leave a file")
+    class_.sends("bad", "leave a file and die")
+    assert class_.grade() == 1
+    assert [line["state"] for line in class_.table().values()] == ["graded", "grader error"]
+    assert (class_.place / "left.txt").read_text().splitlines() == [str(temporary)] * 2
+    assert list(temporary.iterdir()) == []
+
+
 def test_what_is_graded_is_what_was_taken_in(class_):
     """Acceptance case 42: the hash in the report is that of the graded copy."""
     path = class_.sends("ada")
@@ -363,9 +424,13 @@ def test_canvas_and_moodle_sheets(class_):
 
 def test_what_cannot_be_used_is_told_before_grading(class_):
     class_.sends("ada")
+    gradebook = class_.place / "gradebook.csv"
+    gradebook.write_bytes(b"Student,ID,SIS Login ID,Section,Lesson 7 (3)\r\nStudent ada,9,ada,One,\r\n")
     for more, message in (
         ({"canvas": class_.place / "none.csv"}, "canvas-column"),
         ({"canvas": class_.place / "none.csv", "canvas_column": "x"}, "none.csv"),
+        ({"canvas": gradebook, "canvas_column": "Leson 7"}, "'Leson 7' is not one column"),
+        ({"moodle": gradebook}, "needs one column 'Grade'"),
         ({"late": class_.place / "none.json"}, "none.json"),
         ({"roster": class_.place / "none.csv"}, "none.csv"),
         ({"out": class_.place / "class.csv"}, "cannot be written"),

@@ -115,6 +115,18 @@ def test_a_mistake_that_raises_explains_no_answer() -> None:
 
 
 def test_exceptions_have_causes() -> None:
-    assert diagnosis.raised("RecursionError").label == "raises-recursionerror"
-    assert "without an end" in diagnosis.raised("RecursionError").text
-    assert diagnosis.raised("Unheard").text == ""
+    assert diagnosis.raised("RecursionError", "").label == "raises-recursionerror"
+    assert "without an end" in diagnosis.raised("RecursionError", "").text
+    assert diagnosis.raised("Unheard", "").text == ""
+
+
+def test_only_a_value_error_about_shapes_is_put_down_to_them() -> None:
+    for wrong in (
+        lambda: np.ones(3) + np.ones(4),
+        lambda: np.ones((2, 3)) @ np.ones((2, 3)),
+        lambda: np.ones(3).sum(1),
+    ):
+        with pytest.raises(ValueError, match=r"shape|dimension|axis") as caught:
+            wrong()
+        assert "shapes" in diagnosis.raised("ValueError", str(caught.value)).text
+    assert diagnosis.raised("ValueError", "the vocabulary has no word 'x'") == ("raises-valueerror", "")

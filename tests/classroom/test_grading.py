@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,41 @@ def test_the_report_must_hold_every_case_once() -> None:
             grading._reconcile(inputs, report)
     with pytest.raises(GraderFault):
         grading._reconcile(replace(inputs, exercises=()), [])
+
+
+def test_the_state_is_that_of_the_first_case_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands above that case's message: "ran too long" does not go with a wrong number."""
+    replies = iter([{"kind": "raised", "type": "MemoryError", "message": "", "where": "", "function": "affine"}])
+
+    def call(self: FakeBox, function: str, args: Mapping[str, Any], seconds: float) -> Reply:
+        if ":" not in function:
+            return Reply("message", {"kind": "imported", "number": 1})
+        first = next(replies, None)
+        return Reply("message", first) if first else Reply("timeout")
+
+    monkeypatch.setattr(FakeBox, "call", call)
+    first, second, _ = toy.grade(tmp_path, toy.RIGHT)["exercises"]
+    assert first["status"] == "failed"
+    assert "MemoryError" in first["message"]
+    assert second["status"] == "timeout"
+
+
+def test_what_the_sandbox_imports_cannot_be_found_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solutions of earlier lessons are in it; the sandbox itself may come with another identity."""
+    stages = []
+
+    class Looking(FakeBox):
+        def __enter__(self) -> FakeBox:
+            stages.append((self.stage.name, *(stat.S_IMODE(p.stat().st_mode) for p in (self.stage.parent, self.stage))))
+            return super().__enter__()
+
+    monkeypatch.setattr(grading, "Sandbox", Looking)
+    toy.grade(tmp_path, toy.RIGHT)
+    toy.grade(tmp_path, toy.RIGHT)
+    assert {(above, own) for _, above, own in stages} == {(0o711, 0o755)}
+    names = {name for name, *_ in stages}
+    assert len(names) == 2
+    assert min(map(len, names)) == 32
 
 
 def test_the_reference_comes_after_the_sandbox(tmp_path: Path) -> None:

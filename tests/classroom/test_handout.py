@@ -410,6 +410,24 @@ def test_one_exercise_is_filled_over_ones_own_when_it_is_named(mine, tmp_path):
     assert path.with_name(path.name + fill.KEPT_SUFFIX).read_text() == before
 
 
+def test_nothing_that_was_kept_is_overwritten(mine, tmp_path):
+    first, second, *_ = assignment.load(LESSON)
+    path = mine / source.path_of(first.function)
+    assert source.path_of(second.function) == source.path_of(first.function)
+    pack, texts = fill.read_pack(packed(tmp_path, LESSON)), []
+    for exercise, kept in ((first, ".before-fill"), (second, ".before-fill-2")):
+        texts.append(path.read_text())
+        (line,) = fill.fill(mine, pack, only=[exercise.id])
+        assert line.endswith(f"yours is in {source.path_of(first.function)}{kept}")
+    assert [path.with_name(path.name + kept).read_text() for kept in (".before-fill", ".before-fill-2")] == texts
+
+
+def test_a_pack_that_cannot_be_written_is_told_in_a_line(tmp_path, capsys):
+    path = tmp_path / "none" / "pack.zip"
+    assert main(["solutions", "--lesson", str(LESSON), "--out", str(path)]) == 2
+    assert capsys.readouterr().err == f"solutions: {path} cannot be written: No such file or directory\n"
+
+
 def test_everything_is_filled_when_it_is_asked_for(mine, tmp_path):
     list(fill.fill(mine, fill.read_pack(packed(tmp_path, LESSON)), everything=True))
     for exercise in assignment.load(LESSON):

@@ -83,7 +83,14 @@ def test_hours_are_sixty_minutes_also_at_night(received, units):
 
 @pytest.mark.parametrize(
     ("left", "after", "slip", "units", "percent"),
-    [(3, 2 * D, 2, 0, 0), (1, 2 * D, 1, 1, 10), (0, 2 * D, 0, 2, 20), (3, 5 * M, 0, 0, 0), (2, 6 * D, 2, 4, 35)],
+    [
+        (3, 2 * D, 2, 0, 0),
+        (1, 2 * D, 1, 1, 10),
+        (0, 2 * D, 0, 2, 20),
+        (3, 5 * M, 0, 0, 0),
+        (2, 6 * D, 0, 6, 35),
+        (3, 6 * D, 3, 3, 30),
+    ],
 )
 def test_slip_days(left, after, slip, units, percent):
     late = lateness(DAYS, "ada", DUE + after, left)

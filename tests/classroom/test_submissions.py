@@ -39,8 +39,8 @@ def one(*paths: Path) -> Found:
     return Found(paths[0].name, paths, "", "ada")
 
 
-def taken(path: Path, out: Path, **settings) -> Taken:
-    return take(one(path), WANTED, out, **settings)
+def taken(path: Path, out: Path, wanted=WANTED, **settings) -> Taken:
+    return take(one(path), wanted, out, **settings)
 
 
 def reason(path: Path, out: Path, limits: Limits = SMALL) -> str:
@@ -218,9 +218,32 @@ def test_second_copy_of_the_course(tmp_path):
 
 
 def test_nothing_graded_in_it(tmp_path):
-    result = taken(folder(tmp_path, **{"essay.txt": b"x"}), tmp_path / "out")
-    assert result.files == []
-    assert result.notes[0] == "no graded file of this lesson is in it"
+    """It was not read, which is not 0 points; an earlier copy does not stay to be graded in its place."""
+    taken(folder(tmp_path, "before", **{"kernels/gelu.py": GELU}), tmp_path / "out")
+    with pytest.raises(Rejected, match=r"^no graded file of this lesson is in it$"):
+        taken(folder(tmp_path, "essay", **{"essay.txt": b"x"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(Rejected, match=r"there is 'gelus\.py', which is not read"):
+        taken(folder(tmp_path, "near", **{"gelus.py": GELU, "b.py": b""}), tmp_path / "out")
+
+
+def test_the_only_source_file_is_the_only_graded_one(tmp_path):
+    """lou.py, and nothing else, where one file is graded."""
+    for place in (folder(tmp_path, "lou", **{"lou.py": GELU, "notes.txt": b""}), tmp_path / "loose" / "lou.py"):
+        place.parent.mkdir(exist_ok=True)
+        if place.suffix:
+            place.write_bytes(GELU)
+        result = taken(place, tmp_path / "out", wanted=["kernels/gelu.py"])
+        assert (result.tree / "kernels/gelu.py").read_bytes() == GELU
+        assert result.notes == ["kernels/gelu.py was taken from 'lou.py'"]
+    two = folder(tmp_path, "two", **{"a.py": b"", "b.py": b""})
+    with pytest.raises(Rejected, match="no graded file"):
+        taken(two, tmp_path / "out", wanted=["kernels/gelu.py"])
+
+
+def test_what_fill_has_kept_is_not_mentioned(tmp_path):
+    files = dict.fromkeys(("kernels/gelu.py", "kernels/gelu.py.before-fill", "kernels/gelu.py.before-fill-2"), GELU)
+    assert taken(folder(tmp_path, "ada", **files, **{"mine.py": b""}), tmp_path / "out").ignored == ["mine.py"]
 
 
 def test_zip_in_the_folder_that_an_lms_made(tmp_path):
