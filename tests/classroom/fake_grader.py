@@ -49,6 +49,8 @@ def grade(tree: Path, lesson: int, secret: bytes, level: str) -> dict[str, Any]:
         return report([exercise(1, 99, 2, "passed"), exercise(2, 4, 4, "passed")])
     if wish == "drop":
         return report([exercise(1, 2, 2, "passed")])
+    if wish == "nothing right":
+        return report([exercise(1, 0, 2, "failed"), exercise(2, 0, 4, "failed")])
     if wish == "sleep":
         time.sleep(60)
     if wish == "short sleep":

@@ -349,9 +349,13 @@ def test_slip_days_are_kept_where_they_help_nobody(class_):
     class_.sends("stranger")
     class_.names.clear()
     class_.sends("ada")
+    class_.sends("grace", "nothing right")
     (class_.place / "late.json").write_text(json.dumps(DUE | {"deadline": "2026-09-20 23:59"}))
     class_.grade(late=class_.place / "late.json")
     assert (class_.place / "slip_days.csv").read_text().splitlines()[1:] == ["ada,7,1"]
+    reports = {path.parent.name: path.read_text() for path in (class_.place / "out/students").glob("*/report.txt")}
+    assert len(reports) == 3
+    assert [name for name, text in reports.items() if "1 slip day used" in text] == ["ada"]
 
 
 def test_no_worker_leaves_files_behind(class_, tmp_path, monkeypatch):
