@@ -721,7 +721,7 @@ def lesson(run: Run) -> None:
     show_forgetting(run, experiment.labels, results)
     run.picture("scenarios", scenarios_picture(averaged([r.scenarios for r in results])))
     if settings.full:
-        core = Experiment(CORE, run.backend, settings.data)
+        core = Experiment(replace(CORE, curve=()), run.backend, settings.data)  # no figure comes from the curve
         ablate(run, core, seeds)
     if settings.full and settings.standard:  # the bands are of what a core run measures
         report(run, measure_all(core, seeds))
