@@ -47,6 +47,8 @@ SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld
 
 MOST_PATIENCE = 20
 """How many times its time by the clock a call may get on a machine that is too busy to run it."""
+END_SECONDS = 30.0
+"""Within which the processes of a sandbox must be gone."""
 
 _LENGTH = Struct("<Q")
 _CONFINE = Path(__file__).with_name("confine.py")
@@ -248,7 +250,7 @@ class Sandbox:
         Raises
         ------
         GraderFault
-            If processes could not be killed.
+            If processes could not be killed, or not in time.
         """
         if self._closed.is_set():
             return
@@ -349,16 +351,20 @@ class Sandbox:
         return {**threads, **places, **system, "PATH": os.defpath, "LC_ALL": "C.UTF-8", "MINIGPT_SANDBOX": self._token}
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
+        fault = ""
         if sys.platform == "linux":
             early = process.poll()
             if early is None:
                 process.send_signal(signal.SIGTERM)
             try:
-                code = process.wait(timeout=30)
+                code = process.wait(timeout=END_SECONDS)
             except subprocess.TimeoutExpired:
+                if _stopped(process.pid):
+                    self.suspicious = "the process that watches over it was stopped from inside"
+                else:  # a machine that is too busy, most likely: not what a student answers for
+                    fault = f"the processes of a submission did not end within {END_SECONDS:g} s"
                 process.kill()
                 code = process.wait()
-                self.suspicious = self.suspicious or "its processes could not be ended in time"
             if early is not None and early != 0:
                 self.suspicious = f"the process that watches over it was ended from inside (status {early})"
             if code != 0:
@@ -379,6 +385,8 @@ class Sandbox:
                     stream.close()
                 except BrokenPipeError:
                     continue
+        if fault:
+            raise GraderFault(fault)
 
     # ------------------------------------------------------------------------------------------ pipes
 
@@ -546,6 +554,15 @@ def _hide_memory() -> None:
     """Close this process's memory and environment to other processes of the same user (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+
+
+def _stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process (Linux)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in ("T", "t")
 
 
 def _sweep(token: str) -> None:

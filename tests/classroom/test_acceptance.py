@@ -350,6 +350,19 @@ def test_30_the_keeper_killed_from_inside_is_told(tmp_path: Path, isolation: Iso
         assert first["status"] == "suspicious"
 
 
+def test_30_a_stopped_keeper_is_told_and_a_slow_one_is_nobodys_fault(
+    tmp_path: Path, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "END_SECONDS", 0.5)
+    with Sandbox(toy.write(tmp_path, toy.BASE)) as box:
+        os.kill(box._process.pid, signal.SIGSTOP)
+    assert "stopped from inside" in box.suspicious
+    monkeypatch.setattr(subprocess.Popen, "send_signal", lambda self, number: None)  # as if it had not been heard yet
+    with pytest.raises(sandbox.GraderFault, match=r"did not end within 0\.5 s"), Sandbox(tmp_path) as box:
+        pass
+    assert not box.suspicious
+
+
 def test_30_without_protection_the_row_is_suspicious(tmp_path: Path) -> None:
     if "an identity without rights" in sandbox.offered("process").enforced and os.geteuid() == 0:
         pytest.skip("the runner has another identity here, and cannot signal the keeper")
