@@ -129,7 +129,7 @@ def _units_begun(per: str, due: datetime, received: datetime, slip: int) -> int:
     """Days or hours begun between the deadline, moved by slip days, and the submission."""
     if per == "day":
         return _days_begun(due, received) - slip
-    after = _days_after(due, slip) if slip else due
+    after = _days_after(due, slip)
     return max(0, math.ceil((received.astimezone(UTC) - after.astimezone(UTC)).total_seconds() / 3600))
 
 

@@ -436,8 +436,8 @@ def _choose(
     chosen = {file: root + file for file in wanted if root + file in names}
 
     sources = [name for name in names if name.endswith(".py")]
-    if len(wanted) == len(sources) == 1 and not chosen:  # there is nothing else that it could be
-        chosen = {wanted[0]: sources[0]}
+    if len(wanted) == len(sources) == 1 and not chosen and not _plain(sources[0]).startswith("lesson_"):
+        chosen = {wanted[0]: sources[0]}  # lou.py, and nothing else; lesson_03….py would be another lesson's
 
     notes = [f"a second copy in {clean_line(p)} is not read" for p in sorted(votes) if p != root]
     notes += [

@@ -236,9 +236,10 @@ def test_the_only_source_file_is_the_only_graded_one(tmp_path):
         result = taken(place, tmp_path / "out", wanted=["kernels/gelu.py"])
         assert (result.tree / "kernels/gelu.py").read_bytes() == GELU
         assert result.notes == ["kernels/gelu.py was taken from 'lou.py'"]
-    two = folder(tmp_path, "two", **{"a.py": b"", "b.py": b""})
-    with pytest.raises(Rejected, match="no graded file"):
-        taken(two, tmp_path / "out", wanted=["kernels/gelu.py"])
+    for name, files in (("two", ("a.py", "b.py")), ("other", ("lessons/lesson_03_ulmfit_classifier.py",))):
+        place = folder(tmp_path, name, **dict.fromkeys(files, b""))
+        with pytest.raises(Rejected, match="no graded file"):
+            taken(place, tmp_path / "out", wanted=["kernels/gelu.py"])
 
 
 def test_what_fill_has_kept_is_not_mentioned(tmp_path):
