@@ -479,7 +479,7 @@ class Plan:
     max_length: int = 128
     test: int = 100
     shots: int = 4
-    curve: tuple[int, ...] = (50, 250)
+    curve: tuple[int, ...] = (250,)
     windows: int = 32
     texts: tuple[str, ...] = ("tinyworld", "pydocs")
     workers: int = 0
@@ -490,6 +490,7 @@ FULL = replace(
     CORE,
     tasks=("questions", "rewriting", "translation", "topic-pairs", "summaries"),
     unseen=("sentiment-pairs", "cards", "addition"),
+    curve=(50, 250),
 )
 """More tasks than a core run has; its own figures say how many. The bands of a core run come from its own plan."""
 QUICK = Plan(
