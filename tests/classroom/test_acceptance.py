@@ -357,7 +357,10 @@ def test_30_a_stopped_keeper_is_told_and_a_slow_one_is_nobodys_fault(
     with Sandbox(toy.write(tmp_path, toy.BASE)) as box:
         os.kill(box._process.pid, signal.SIGSTOP)
     assert "stopped from inside" in box.suspicious
-    monkeypatch.setattr(subprocess.Popen, "send_signal", lambda self, number: None)  # as if it had not been heard yet
+    send = subprocess.Popen.send_signal  # SIGTERM as if it had not been heard yet; SIGKILL goes by the same way
+    monkeypatch.setattr(
+        subprocess.Popen, "send_signal", lambda self, number: None if number == signal.SIGTERM else send(self, number)
+    )
     with pytest.raises(sandbox.GraderFault, match=r"did not end within 0\.5 s"), Sandbox(tmp_path) as box:
         pass
     assert not box.suspicious
