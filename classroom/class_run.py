@@ -18,7 +18,6 @@ import math
 import multiprocessing
 import os
 import re
-import secrets
 import shutil
 import signal
 import sys
@@ -378,15 +377,14 @@ def _each_done(
     if method == "forkserver":
         # Imports take a second, grading less: they are done once, in the process that the workers are forked from.
         context.set_forkserver_preload([__name__, *modules])
-    scratch.chmod(0o711)  # the sandbox may have another identity; nobody can list what is in it
+    scratch.chmod(0o711)  # the sandbox may have another identity, and has to come through
     todo, running = list(reversed(jobs)), {}  # type: ignore[var-annotated]
     try:
         with _one_thread():
             while todo or running:
                 while todo and len(running) < workers:
                     job = todo.pop()
-                    place = scratch / secrets.token_hex(16)
-                    place.mkdir()
+                    place = Path(tempfile.mkdtemp(dir=scratch))
                     place.chmod(0o711)
                     process = context.Process(target=_work, args=(job, grade, str(place)))
                     process.start()

@@ -359,7 +359,7 @@ class Sandbox:
             try:
                 code = process.wait(timeout=END_SECONDS)
             except subprocess.TimeoutExpired:
-                if _stopped(process.pid):
+                if _state(process.pid)[0] in ("T", "t"):
                     self.suspicious = "the process that watches over it was stopped from inside"
                 else:  # a machine that is too busy, most likely: not what a student answers for
                     fault = f"the processes of a submission did not end within {END_SECONDS:g} s"
@@ -538,12 +538,9 @@ def _descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                state, parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[:2]
-            except OSError:
-                continue
-            if state != b"Z":
-                children.setdefault(int(parent), []).append(int(entry.name))
+            state, parent = _state(int(entry.name))
+            if state not in ("", "Z"):
+                children.setdefault(parent, []).append(int(entry.name))
     found = [pid]
     for one in found:  # grows as it goes
         found += children.get(one, [])
@@ -556,13 +553,14 @@ def _hide_memory() -> None:
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
-def _stopped(pid: int) -> bool:
-    """Whether a signal has stopped the process (Linux)."""
+def _state(pid: int) -> tuple[str, int]:
+    """A process's state, a letter, and its parent (Linux); no letter if there is no such process any more."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] in ("T", "t")
+        return "", 0
+    state, parent = stat.rpartition(b")")[2].split()[:2]
+    return state.decode(), int(parent)
 
 
 def _sweep(token: str) -> None:

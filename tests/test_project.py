@@ -188,7 +188,6 @@ def test_every_lesson_can_be_run_by_make(path: Path) -> None:
 
 
 def test_imports_go_one_way() -> None:
-    pytest.importorskip("importlinter")
     command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     linted = subprocess.run([sys.executable, "-c", command, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout

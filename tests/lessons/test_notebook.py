@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-pytest.importorskip("IPython")
-
 from lessons import lesson_01_pretraining as first
 from lessons import lesson_05_importance_ranking as importance
 from lessons import lesson_07_lora as lora

@@ -49,7 +49,6 @@ def test_rouge_gives_the_numbers_of_rouge_score() -> None:
 
 
 def test_rouge_with_stems_gives_the_numbers_of_rouge_score() -> None:
-    pytest.importorskip("nltk", reason="ROUGE with stemming is compared where nltk is installed")
     stems = 0
     for case in GOLDEN["rouge"]:
         scores = rouge(case["prediction"], case["reference"], stemming=True)
