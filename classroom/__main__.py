@@ -73,10 +73,13 @@ def _grade(arguments: argparse.Namespace) -> int:
     import json
 
     from classroom import grading
-    from classroom.reports.text import report_text
+    from classroom.reports.text import printed_lines, report_text
 
     report = grading.grade_own(ROOT, public(arguments.lesson))
-    print(json.dumps(report, indent=1) if arguments.json else report_text(report))
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print("\n".join([report_text(report), *printed_lines(report)]))
     return RunError.exit_code if any(e["status"] == "error" for e in report["exercises"]) else 0
 
 

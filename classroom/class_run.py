@@ -582,7 +582,7 @@ def apply(report: dict[str, Any], cost: late.Late) -> None:
 def _shown(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report without what is for the teacher only."""
     exercises = [{k: v for k, v in e.items() if k != "detail"} for e in report["exercises"]]
-    return dict(report) | {"exercises": exercises}
+    return {k: v for k, v in report.items() if k != "printed"} | {"exercises": exercises}
 
 
 def _level(report: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import zipfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from classroom import source
 from minigpt.errors import InputError
+from minigpt.files import write_atomic
 
 SCHEMA = 1
 PACK_FILE = "pack.json"
@@ -139,8 +139,8 @@ def fill(root: Path, pack: Collection[Solved], only: Collection[str] = (), every
     for path, text in texts.items():
         if text != given[path]:
             if path in kept:
-                _replace(root / kept[path], given[path])
-            _replace(root / path, text)
+                write_atomic(root / kept[path], given[path].encode())
+            write_atomic(root / path, text.encode())
     yield from report
 
 
@@ -157,9 +157,3 @@ def _unused(root: Path, path: str) -> str:
     """A name beside the file under which nothing is kept yet."""
     names = (f"{path}{KEPT_SUFFIX}{'' if n == 1 else f'-{n}'}" for n in itertools.count(1))
     return next(name for name in names if not (root / name).exists())
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

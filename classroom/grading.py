@@ -143,7 +143,7 @@ def grade(
             except Exception:
                 fault = traceback.format_exc()
         suspicious = session.suspicious.get(exercise.id, "")
-        entry = _entry(exercise, results[exercise.id], passed, fault, suspicious, session.printed)
+        entry = _entry(exercise, results[exercise.id], passed, fault, suspicious)
         if entry["status"] == "passed":
             passed.add(exercise.id)
         exercises.append(entry)
@@ -158,6 +158,8 @@ def grade(
         "env": {"python": platform.python_version(), "numpy": np.__version__, "platform": platform.platform()},
         "isolation": _isolation(session.isolation),
         "submission": {"files": sorted(handed), "ignored": [clean_line(note) for note in [*missing, *notes]]},
+        "not_imported": sorted(session.broken),
+        "printed": clean(session.printed, 4000),
         "exercises": exercises,
         "penalties": [],
         "total": sum(entry["points"] for entry in exercises),
@@ -501,7 +503,6 @@ def _entry(
     passed: set[str],
     fault: str = "",
     suspicious: str = "",
-    printed: str = "",
 ) -> dict[str, Any]:
     """An exercise's part of the report."""
     status, first = _status(results), next((r for r in results if not r.passed), None)
@@ -517,9 +518,9 @@ def _entry(
         message = f"A person has to look at this: {suspicious}."
     elif first is not None:
         message = _message(exercise, results, first, passed)
-    cause = "" if first is None or fault else first.label
+    label, cause = ("", "") if first is None or fault else (first.label, first.cause)
     if status in ("not_implemented", "skipped"):
-        cause = ""
+        label, cause = "", ""
     return {
         "id": exercise.id,
         "title": exercise.title,
@@ -527,9 +528,10 @@ def _entry(
         "points": math.floor(4 * exercise.points * counted / len(results)) / 4,
         "max_points": exercise.points,
         "status": status,
-        "diagnosis": cause,
+        "diagnosis": label,
+        "cause": clean_line(cause, 600),
         "message": clean(message, 4000),
-        "detail": clean("\n".join(part for part in (fault, suspicious, printed) if part), 8000),
+        "detail": clean("\n".join(part for part in (fault, suspicious) if part), 8000),
         "cases": [
             {
                 "name": case.name,

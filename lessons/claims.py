@@ -851,8 +851,11 @@ def ledger_table(entries: Sequence[Entry], details: bool = False) -> str:
     return "\n\n".join(blocks)
 
 
-def ledger_markdown(entries: Sequence[Entry]) -> str:
-    """The verdicts as a Markdown table."""
+def ledger_markdown(entries: Sequence[Entry], brief: bool = False) -> str:
+    """The verdicts as a Markdown table; if brief, without figures and commands."""
+    if brief:
+        told = [[e.number, e.statement, f"**{e.verdict}**" + f": {e.condition}" * bool(e.condition)] for e in entries]
+        return markdown(told, ["", "claim", "verdict"], "rll")
     rows = []
     for entry in entries:
         verdict = f"**{entry.verdict}**" + (f"<br>{entry.condition}" if entry.condition else "")

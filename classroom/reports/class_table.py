@@ -11,7 +11,7 @@ from typing import Any
 
 from classroom.reports import html, sheet
 from classroom.reports.clean import clean_line
-from classroom.reports.statistics import statistics_rows
+from classroom.reports.statistics import mistake_rows, statistics_rows
 from classroom.reports.text import duration, points
 from classroom.roster import Student
 
@@ -146,8 +146,11 @@ def class_html(
             alt = "Bars: for each exercise, which part of the class has it right, tried it, or has not begun."
             parts.append(f'<img alt="{alt}" src="data:image/png;base64,{data}">')
         columns = [("", "id"), ("exercise", ""), ("tried", "n"), ("right", "n"), ("mean", "n"), ("discrimination", "n")]
-        columns += [("commonest mistakes (students)", "")]
-        parts.append(html.table(columns, [[escape(c, quote=True) for c in line] for line in statistics_rows(items)]))
+        parts.append(html.table(columns, _escaped(statistics_rows(items))))
+        mistakes = mistake_rows(items)
+        if mistakes:
+            columns = [("", "id"), ("students", "n"), ("mistake", ""), ("what they were told", "")]
+            parts += ["<h2>Commonest mistakes</h2>", html.table(columns, _escaped(mistakes))]
     ids = [item["id"] for item in items]
     columns = [("student", ""), ("name", ""), ("state", ""), ("late", "n"), ("points", "n")]
     columns += [(clean_line(i, 12), "n") for i in ids]
@@ -168,6 +171,11 @@ def class_html(
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{html.text(value, 600)}</dd>" for name, value in about)
     parts.append(f"<h2>About this run</h2>\n<dl>{facts}</dl>")
     return html.page(title, "\n".join(parts))
+
+
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Plain text as HTML."""
+    return [[escape(cell, quote=True) for cell in row] for row in rows]
 
 
 def _score(exercise: Mapping[str, Any]) -> str:

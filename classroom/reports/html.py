@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from classroom.reports.clean import clean, clean_line
-from classroom.reports.text import failure_lines, header_lines, next_exercise, points, status_name
+from classroom.reports.text import failure_lines, header_lines, next_step, points, status_name
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1f2328; --soft: #57606a; --line: #d0d7de; --block: #f3f5f7;
@@ -118,10 +118,10 @@ def report_html(report: Mapping[str, Any]) -> str:
         rows.append(["", text(penalty["reason"]), "", "", f"−{points(penalty['points'])}"])
     parts.append(table(columns, rows))
 
-    following = next_exercise(report)
+    following = next_step(report)
     if following is not None:
-        where = f"<code>{text(following['function'])}</code>"
-        parts.append(f"<p><strong>Next:</strong> {text(following['id'], 12)} {text(following['title'])}, {where}</p>")
+        what, where = following
+        parts.append(f"<p><strong>Next:</strong> {text(what)} (<code>{text(where)}</code>)</p>")
 
     for e in report["exercises"]:
         told = failure_lines(e)

@@ -30,8 +30,9 @@ def statistics(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     -------
     items : list of dict
         One an exercise: ``id``, ``title``, ``max_points``, ``students``, ``attempted``, ``full``, ``mean`` (points,
-        over all students), ``mistakes`` (label → students, the commonest first) and ``discrimination``: the
-        correlation of its points with those of all other exercises together, None where either never varies.
+        over all students), ``mistakes`` (label → students, the commonest first), ``causes`` (label → what one of
+        them was told) and ``discrimination``: the correlation of its points with those of all other exercises
+        together, None where either never varies.
 
     Notes
     -----
@@ -47,13 +48,14 @@ def statistics(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             item = items.setdefault(
                 e["id"],
                 {"id": e["id"], "title": e["title"], "max_points": e["max_points"], "students": 0, "attempted": 0}
-                | {"full": 0, "mistakes": Counter()},
+                | {"full": 0, "mistakes": Counter(), "causes": {}},
             )
             item["students"] += 1
             item["attempted"] += e["status"] not in UNTOUCHED
             item["full"] += e["status"] == "passed"
             if e["diagnosis"] and e["status"] not in ("passed", *UNTOUCHED):
                 item["mistakes"][e["diagnosis"]] += 1
+                item["causes"].setdefault(e["diagnosis"], e["cause"])
             scores.setdefault(e["id"], []).append((e["points"], total - e["points"]))
     for key, item in items.items():
         own, rest = np.array(scores[key], dtype=np.float64).T
@@ -67,11 +69,11 @@ def statistics(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def statistics_csv(items: Sequence[Mapping[str, Any]]) -> str:
     """The statistics as a table, an exercise a row."""
     fields = ("id", "title", "max_points", "students", "attempted", "full", "mean", "discrimination")
-    rows = [[*(item[name] for name in fields), mistakes_line(item)] for item in items]
+    rows = [[*(item[name] for name in fields), _mistakes(item)] for item in items]
     return sheet.write((*fields, "mistakes"), rows)
 
 
-def mistakes_line(item: Mapping[str, Any], most: int = 100) -> str:
+def _mistakes(item: Mapping[str, Any], most: int = 100) -> str:
     """``no-scale 12, transposed 3``."""
     return ", ".join(f"{clean_line(label, 60)} {count}" for label, count in list(item["mistakes"].items())[:most])
 
@@ -118,7 +120,7 @@ def picture(items: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
 
 
 def statistics_rows(items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Cells for a page, plain text: id, title, attempted, right, mean, discrimination, mistakes."""
+    """Cells for a page, plain text: id, title, attempted, right, mean, discrimination."""
     return [
         [
             clean_line(i["id"], 12),
@@ -127,7 +129,20 @@ def statistics_rows(items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             f"{i['full']} ({100 * i['full'] / i['students']:.0f} %)",
             f"{points(i['mean'])} / {points(i['max_points'])}",
             "" if i["discrimination"] is None else f"{i['discrimination']:.2f}",
-            mistakes_line(i, 5),
         ]
         for i in items
+    ]
+
+
+def mistake_rows(items: Sequence[Mapping[str, Any]], most: int = 3) -> list[list[str]]:
+    """Cells for a page, plain text: exercise, students, mistake, what one of them was told; the commonest of each."""
+    return [
+        [
+            clean_line(i["id"], 12),
+            str(count),
+            clean_line(label, 60).replace("-", " "),
+            clean_line(i["causes"][label], 400),
+        ]
+        for i in items
+        for label, count in list(i["mistakes"].items())[:most]
     ]

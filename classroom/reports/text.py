@@ -70,11 +70,15 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def next_exercise(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The first exercise, in the order of the ladder, that can be worked on and is not done."""
-    waiting = [e for e in report["exercises"] if e["status"] != "passed"]
-    ready = [e for e in waiting if e["status"] not in ("skipped", "error")]
-    return (ready or [None])[0]
+def next_step(report: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What to do next, and where: mend a file that cannot be imported, else the first exercise of the ladder that can
+    be worked on and is not done."""
+    for path in report.get("not_imported") or []:
+        return "mend what keeps this file from being imported", clean_line(path)
+    for e in report["exercises"]:
+        if e["status"] not in ("passed", "skipped", "error"):
+            return f"{clean_line(e['id'], 12)}  {clean_line(e['title'])}", clean_line(e["function"]).replace(":", ", ")
+    return None
 
 
 def failure_lines(exercise: Mapping[str, Any]) -> list[str]:
@@ -131,10 +135,10 @@ def report_text(report: Mapping[str, Any], width: int = WIDTH) -> str:
             indent = "      " + " " * (len(line) - len(line.lstrip()))
             lines += textwrap.wrap(line.strip(), width, initial_indent=indent, subsequent_indent=indent) or [""]
 
-    following = next_exercise(report)
+    following = next_step(report)
     if following is not None:
-        where = clean_line(following["function"]).replace(":", ", ")
-        lines += ["", f"Next: {clean_line(following['id'], 12)}  {clean_line(following['title'])}", f"      {where}"]
+        what, where = following
+        lines += ["", f"Next: {what}", f"      {where}"]
     elif exercises and all(e["status"] == "passed" for e in exercises):
         lines += ["", "All exercises of this lesson are done."]
     notes = [clean_line(note, 300) for note in (report.get("submission") or {}).get("ignored") or []]
@@ -144,6 +148,15 @@ def report_text(report: Mapping[str, Any], width: int = WIDTH) -> str:
             lines += textwrap.wrap(note, width, initial_indent="  - ", subsequent_indent="    ")
         lines += [f"  - … and {len(notes) - 20} more"] if len(notes) > 20 else []
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def printed_lines(report: Mapping[str, Any], most: int = 40) -> list[str]:
+    """What a student's code printed, for its author: with public cases there is nothing in it to keep from anybody."""
+    lines = clean(report.get("printed") or "", 4000).rstrip().splitlines()
+    if not lines:
+        return []
+    more = [f"  … and {len(lines) - most} more lines"] if len(lines) > most else []
+    return ["Printed by your code, all calls one after the other:", *(f"  {line}" for line in lines[:most]), *more]
 
 
 def _mark(exercise: Mapping[str, Any]) -> str:

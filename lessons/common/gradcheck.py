@@ -88,14 +88,14 @@ def numerical_gradient(f: Callable[[np.ndarray], float], x: np.ndarray, step: fl
     return gradient
 
 
-def compare(name: str, gradient: Any, numerical: np.ndarray) -> Check:
-    """Judge a gradient, a NumPy array, by the differences that it should equal."""
-    shape = numerical.shape
-    gradient = np.asarray(gradient)
-    if gradient.shape != shape:
-        return Check(name, shape, None, f"its shape is {gradient.shape}, it should be {shape}")
-    off = np.abs(gradient - numerical)
-    scale = max(float(np.abs(numerical).max(initial=0.0)), FLOOR)
+def compare(name: str, value: Any, wanted: np.ndarray, source: str = "central differences give") -> Check:
+    """Judge a gradient, a NumPy array, by the differences that it should equal, or a value by another source's."""
+    shape = wanted.shape
+    value = np.asarray(value)
+    if value.shape != shape:
+        return Check(name, shape, None, f"its shape is {value.shape}, it should be {shape}")
+    off = np.abs(value - wanted)
+    scale = max(float(np.abs(wanted).max(initial=0.0)), FLOOR)
     difference = float(off.max(initial=0.0)) / scale
     if difference < TOLERANCE:  # False for NaN too
         return Check(name, shape, difference)
@@ -105,7 +105,7 @@ def compare(name: str, gradient: Any, numerical: np.ndarray) -> Check:
         name,
         shape,
         difference,
-        f"{name}{where} is {gradient[place]:.6g}, central differences give {numerical[place]:.6g}",
+        f"{name}{where} is {value[place]:.6g}, {source} {wanted[place]:.6g}",
     )
 
 
@@ -121,7 +121,7 @@ def agree(name: str, wanted: Any, value: Callable[[], Any]) -> Check:
     """
     wanted = np.asarray(wanted, dtype=np.float64)
     try:
-        return compare(name, np.asarray(value(), dtype=np.float64), wanted)
+        return compare(name, np.asarray(value(), dtype=np.float64), wanted, "it should be")
     except NotImplementedError as error:
         return Check(name, wanted.shape, None, needs=str(error))
 

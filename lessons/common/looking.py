@@ -210,3 +210,57 @@ def choosy_head(maps: np.ndarray) -> tuple[int, int]:
     usual = back.sum(-2) / np.maximum(1, T - 1 - np.arange(T))  # (L, H, T): what each key gets on average
     surprise = np.tril(back - usual[:, :, None, :], -1)
     return divmod(int(surprise.max(-1).mean(-1).argmax()), maps.shape[1])
+
+
+@plotting.style()
+def model_picture() -> Figure:
+    """The GPT as a chain from token ids to logits, with what is inside a block and the shapes on the way."""
+    figure, ax = plotting.new(height=3.0)
+    stream, above = 0.0, 1.5
+
+    def box(x: float, y: float, text: str, colour: str) -> None:
+        style = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": colour, "linewidth": 1.4}
+        ax.text(x, y, text, ha="center", va="center", fontsize=8, bbox=style, zorder=3)
+
+    def arrow(points: Sequence[tuple[float, float]], colour: str = plotting.GREY, width: float = 1.2) -> None:
+        xs, ys = zip(*points[:-1], strict=True)
+        ax.plot(xs, ys, color=colour, linewidth=width, solid_capstyle="butt", zorder=1)
+        ax.annotate(
+            "", xy=points[-1], xytext=points[-2], zorder=1,
+            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+
+    ax.add_patch(Rectangle((2.62, -0.85), 7.5, 3.1, facecolor="#F3F5F7", edgecolor=plotting.GREY, linewidth=0.8))
+    ax.text(2.75, 2.02, "a block, L times one after the other", fontsize=9, va="center", color=plotting.BLACK)
+    joints = (5.65, 9.75)
+    for start, end in zip((1.7, joints[0] + 0.17, joints[1] + 0.17), (*(j - 0.17 for j in joints), 10.5), strict=True):
+        arrow([(start, stream), (end, stream)], plotting.BLUE, 2.4)
+    for x, left, first in zip(joints, (2.85, 6.1), (3.45, 6.7), strict=True):
+        box(first, above, "Layer-\nNorm", plotting.GREEN)
+        arrow([(left, stream), (left, above), (first - 0.36, above)])
+        arrow([(x, above), (x, stream + 0.17)])
+        circle = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": plotting.BLUE, "linewidth": 1.4}
+        ax.text(x, stream, "+", ha="center", va="center", fontsize=11, zorder=3, bbox=circle)
+    box(4.72, above, "attention\nq k v, mix, proj", plotting.VERMILLION)
+    ax.plot([3.8, joints[0]], [above, above], color=plotting.GREY, linewidth=1.2, zorder=1)
+    for x, text in ((7.52, "fc\nC → 4C"), (8.31, "GELU"), (9.1, "proj\n4C → C")):
+        box(x, above, text, plotting.PURPLE)
+    ax.plot([7.05, joints[1]], [above, above], color=plotting.GREY, linewidth=1.2, zorder=1)
+    ax.text(8.31, 0.86, "MLP, each token by itself", ha="center", fontsize=8, color=plotting.PURPLE)
+    ax.text(4.4, 0.86, "looks at other tokens", ha="center", fontsize=8, color=plotting.VERMILLION)
+
+    box(0.0, stream, "ids", plotting.BLACK)
+    arrow([(0.25, stream), (0.68, stream)])
+    box(1.2, stream, "wte[id]\n+ wpe[place]", plotting.BLUE)
+    box(10.85, stream, "Layer-\nNorm", plotting.GREEN)
+    arrow([(11.21, stream), (11.48, stream)])
+    box(11.85, stream, "· wteᵀ", plotting.BLUE)
+    arrow([(12.25, stream), (12.6, stream)])
+    box(12.97, stream, "logits", plotting.BLACK)
+    for x, text in ((0.0, "(B, T)"), (1.2, "(B, T, C)"), (6.0, "the residual stream (B, T, C)"), (12.97, "(B, T, V)")):
+        ax.text(x, -0.58, text, ha="center", fontsize=8, color=plotting.BLUE if "stream" in text else plotting.GREY)
+    ax.set_xlim(-0.45, 13.45)
+    ax.set_ylim(-0.95, 2.35)
+    ax.set_title("From token ids to logits")
+    ax.axis("off")
+    return figure

@@ -427,16 +427,19 @@ def rank_picture(ranks: Mapping[str, Mapping[str, Outcome]], full: Outcome, task
         ("LoRA (α/r)", ranks["rank"], plotting.BLUE),
         ("rsLoRA (α/√r)", ranks["rank, rsLoRA"], plotting.VERMILLION),
     ]
-    _lines(axes[0, 0], shown, full, "rank r")
+    ends = [_lines(axes[0, 0], shown, full, "rank r")]
     axes[0, 0].set_ylabel(loss_unit(task))
     axes[0, 0].set_title(f"{short(task)}: rank (α = 16)")
     if len(alphas) > 1:
-        _lines(axes[0, 1], [(f"LoRA, r = {rank_of_alpha}", alphas, plotting.BLUE)], full, "α")
+        ends.append(_lines(axes[0, 1], [(f"LoRA, r = {rank_of_alpha}", alphas, plotting.BLUE)], full, "α"))
         axes[0, 1].set_title("and scale")
+    for panel, of_panel in zip(axes[0], ends, strict=True):  # the panels share their limits, which are final only now
+        plotting.label_ends(panel, of_panel)
     return figure
 
 
-def _lines(axes: Any, shown: Sequence[tuple[str, Mapping[str, Outcome], str]], full: Outcome, label: str) -> None:
+def _lines(axes: Any, shown: Sequence[tuple[str, Mapping[str, Outcome], str]], full: Outcome, label: str) -> list[End]:
+    # Gives the ends of the lines, to be named.
     places = sorted({int(x) for _, outcomes, _ in shown for x in outcomes})
     ends = []
     for name, outcomes, colour in shown:
@@ -457,7 +460,7 @@ def _lines(axes: Any, shown: Sequence[tuple[str, Mapping[str, Outcome], str]], f
     axes.minorticks_off()
     axes.set_xlim(places[0] / 1.15, places[-1])
     axes.set_xlabel(label)
-    plotting.label_ends(axes, ends)
+    return ends
 
 
 @plotting.style()
@@ -474,7 +477,7 @@ def methods_picture(results: Sequence[tuple[Task, Mapping[str, Outcome]]]) -> Fi
         ax.set_yticks(range(len(outcomes)), list(outcomes))
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
-        ax.set_xlabel(loss_unit(task) if task.n_labels is None else "accuracy")
+        ax.set_xlabel(f"{loss_unit(task)}, less is better" if task.n_labels is None else "accuracy, more is better")
         ax.set_title(short(task))
     return figure
 

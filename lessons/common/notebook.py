@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import inspect
 import io
+import linecache
 import os
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -114,7 +116,7 @@ class NotebookRun(Run):
         return path
 
     def show(self, derived: Derivation, forms: Mapping[str, Backend] | None = None, mathematics: bool = True) -> None:
-        """A derivation: its formulas, the code in which they stand, and the check against central differences.
+        """A derivation: its formulas, the code in which they stand, and its check.
 
         Parameters
         ----------
@@ -166,7 +168,14 @@ class NotebookRun(Run):
                     raise InputError(f"{derived.title} has no {function.__name__}; it has {', '.join(known)}")
                 for module in homes(known[function.__name__]):
                     stack.enter_context(patch.object(module, function.__name__, function))
-            checks = derived.check(self.backend.with_reference(*OPS))  # made now, so that it takes yours
+            try:
+                checks = derived.check(self.backend.with_reference(*OPS))  # made now, so that it takes yours
+            except Exception as error:
+                place = fault_of(error, yours)
+                if place is None:
+                    raise
+                show_markdown(place)
+                return
         show_markdown(check_table({"yours": checks}))
 
     def show_record(self) -> None:
@@ -279,7 +288,7 @@ def show_section(title: str, page: str = "README.md") -> None:
 
 
 def check_table(forms: Mapping[str, Sequence[Check]]) -> str:
-    """The gradient check: how far each form of the code is from central differences, and the verdict.
+    """The check: how far each form of the code is from central differences, or what else is right; and the verdict.
 
     Parameters
     ----------
@@ -290,8 +299,8 @@ def check_table(forms: Mapping[str, Sequence[Check]]) -> str:
     if len(everything) > MANY * len(forms) and all(check.ok for check in everything):
         worst = max(everything, key=lambda check: check.difference or 0.0)
         return (
-            f"✓ all {len(everything) // len(forms)} arrays agree with central differences, in each form of the code; "
-            f"the farthest, `{worst.name}`, is off by {worst.difference:.0e}"
+            f"✓ all {len(everything) // len(forms)} arrays are right, in each form of the code; the farthest, "
+            f"`{worst.name}`, is off by {worst.difference:.0e}"
         )
     rows, faults = [], []
     for per_form in zip(*forms.values(), strict=True):
@@ -303,6 +312,19 @@ def check_table(forms: Mapping[str, Sequence[Check]]) -> str:
     headers = ["checked", "shape", *(f"{form} off by" for form in forms), ""]
     table = markdown(rows, headers, "ll" + "r" * len(forms) + "l")
     return "\n\n".join([table, "\n".join(faults)]) if faults else table
+
+
+def fault_of(error: Exception, yours: Sequence[Callable[..., Any]]) -> str | None:
+    """Where a function of a reader's raised, in Markdown; None if none of them was under way."""
+    codes = {function.__code__: function.__name__ for function in yours}
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    inside = [(code, line) for code, line in frames if code in codes]
+    if not inside:
+        return None
+    code, line = inside[-1]
+    text = linecache.getline(code.co_filename, line).strip()
+    at = f"line {line - code.co_firstlineno + 1} of your `{codes[code]}`" + (f": `{text}`" if text else "")
+    return f"✗ **{type(error).__name__}**: {error}\n\n*in {at}*"
 
 
 def homes(function: Callable[..., Any]) -> list[ModuleType]:

@@ -100,9 +100,9 @@ def disagreement_picture(each: np.ndarray) -> Figure:
     Parameters
     ----------
     each : (n, in, out)
-        Gradient of each example alone.
+        Gradient of each example's log-probability alone, summed over its tokens.
     """
-    mean, squares = each.mean(0), (each**2).mean(0)
+    mean, squares = each.mean(0), np.square(each).mean(0)
     cancel = np.where(np.abs(mean) < np.median(np.abs(mean)), squares, 0.0).argmax()
     ratio = squares / squares.flat[cancel]
     agree = np.where((ratio > 0.8) & (ratio < 1.25), np.abs(mean), 0.0).argmax()
@@ -113,7 +113,7 @@ def disagreement_picture(each: np.ndarray) -> Figure:
         panel.bar(range(len(values)), values, color=colours, width=0.75)
         panel.axhline(values.mean(), color=plotting.BLACK, linewidth=1.4, linestyle=(0, (4, 3)))
         panel.axhline(0, color="#4D4D4D", linewidth=0.8)
-        panel.set_title(f"{title}: |mean| {abs(values.mean()):.3f}, Fisher {np.mean(values**2):.3f}", fontsize=10)
+        panel.set_title(f"{title}: |mean| {abs(values.mean()):.3g}, Fisher {np.mean(values**2):.3g}", fontsize=10)
         panel.set_xlabel("example")
         panel.set_xticks([])
         panel.grid(axis="x", visible=False)
@@ -170,12 +170,16 @@ def sweep_picture(
             means = [float(np.mean(by_density[d])) for d in densities]
             panel.plot([100 * d for d in densities], means, color=colour, marker="o", markersize=4)
             for d in densities:
-                panel.scatter([100 * d] * len(by_density[d]), by_density[d], color=colour, s=10, alpha=0.5, linewidth=0)
+                dots = [100 * d] * len(by_density[d])
+                panel.scatter(dots, by_density[d], color=colour, s=10, alpha=0.5, linewidth=0, zorder=3, clip_on=False)
             last = max(last, 100 * densities[-1])
             ends.append(End(100 * densities[-1], means[-1], score, colour))
         for name, value in lines[task].items():
             panel.axhline(value, color=plotting.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
-            ends.append(End(last, value, name, plotting.GREY))
+            panel.annotate(
+                name, (0.02, value), xycoords=panel.get_yaxis_transform(), xytext=(0, 3), textcoords="offset points",
+                color=plotting.GREY, fontsize=9,
+            )  # fmt: skip
         panel.margins(y=0.12)  # room for the names of lines that end together
         panel.set_xscale("log")
         panel.set_xlim(right=last)
@@ -265,11 +269,11 @@ def ranking_picture(a: Study, proof: Mapping[str, Sequence[float]], unit: str, m
     others.set_xlabel("% of its sum", fontsize=9)
     others.set_title("Others")
 
-    for row, values in enumerate(proof.values()):
-        colour = plotting.PALETTE[row % len(plotting.PALETTE)]
+    for row, title in enumerate(sorted(proof)):  # the order of a record, and so of any two pictures
+        values, colour = proof[title], plotting.PALETTE[row % len(plotting.PALETTE)]
         ends.scatter(values, [row] * len(values), color=colour, s=30, alpha=0.7, linewidth=0, zorder=3)
         ends.scatter([float(np.mean(values))], [row], color=colour, marker="|", s=300, linewidth=2)
-    ends.set_yticks(range(len(proof)), list(proof), fontsize=9)
+    ends.set_yticks(range(len(proof)), sorted(proof), fontsize=9)
     ends.invert_yaxis()
     ends.grid(axis="y", visible=False)
     ends.set_xlabel(unit)

@@ -18,6 +18,7 @@ def exercise(number: int, points: float, most: int, status: str, message: str = 
         "max_points": most,
         "status": status,
         "diagnosis": "",
+        "cause": "",
         "message": message,
         "detail": "SECRET-DETAIL",
         "cases": [],
@@ -66,9 +67,11 @@ def report(exercises: list[dict[str, Any]] | None = None, **more: Any) -> dict[s
 
 def hostile() -> dict[str, Any]:
     """A report in which everything that a student can choose is meant to do harm."""
-    spoilt = exercise(1, 0, 2, "failed", HOSTILE, diagnosis=HOSTILE, cases=[{"name": HOSTILE, "passed": False}])
+    spoilt = exercise(
+        1, 0, 2, "failed", HOSTILE, diagnosis=HOSTILE, cause=HOSTILE, cases=[{"name": HOSTILE, "passed": False}]
+    )
     spoilt["cases"].append({"name": "good", "passed": True})
-    result = report([spoilt, exercise(2, 0, 3, "error", HOSTILE)])
+    result = report([spoilt, exercise(2, 0, 3, "error", HOSTILE)], not_imported=[HOSTILE], printed=HOSTILE)
     result["submission"] |= {"student": HOSTILE, "path": HOSTILE, "files": [HOSTILE], "ignored": [HOSTILE]}
     result["penalties"] = [{"reason": HOSTILE, "points": 0.0}]
     return result

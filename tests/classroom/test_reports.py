@@ -23,8 +23,8 @@ from classroom.reports.junit import junit
 from classroom.reports.moodle import fill_moodle
 from classroom.reports.nbgrader import nbgrader
 from classroom.reports.sheet import Sheet
-from classroom.reports.statistics import mistakes_line, picture, statistics, statistics_csv
-from classroom.reports.text import duration, points, report_text
+from classroom.reports.statistics import mistake_rows, picture, statistics, statistics_csv
+from classroom.reports.text import duration, points, printed_lines, report_text
 from classroom.roster import Student
 from minigpt.errors import InputError
 from tests.classroom.reports_data import HOSTILE, exercise, hostile, report
@@ -128,6 +128,22 @@ def test_what_is_next():
     assert following("failed", "not_implemented") == "7.01"
     assert following("skipped", "error", "timeout") == "7.03"
     assert "All exercises of this lesson are done." in following("passed", "passed")
+
+
+def test_a_file_that_cannot_be_imported_comes_first():
+    broken = report(not_imported=["kernels/linear.py"])
+    assert "Next: mend what keeps this file from being imported\n      kernels/linear.py" in report_text(broken)
+    assert "kernels/linear.py" in inert(report_html(broken)).text
+
+
+def test_what_was_printed():
+    assert printed_lines(report()) == printed_lines(report(printed=" \n")) == []
+    head, *lines = printed_lines(report(printed="(2, 3)\n\x1b[31mred\n"))
+    assert "one after the other" in head
+    assert lines[0] == "  (2, 3)"
+    assert "\x1b" not in lines[1]
+    assert printed_lines(report(printed="x\n" * 50), 40)[-1] == "  … and 10 more lines"
+    assert "aloud" not in report_text(report(printed="aloud")) + report_html(report(printed="aloud"))
 
 
 def test_not_begun_is_no_error():
@@ -339,7 +355,7 @@ def test_class_table():
             "Lesson 7", rows, statistics([late]), [("seed id", "abc")], ["look here"], b"png", {"ada": "students/ada"}
         )
     )
-    for piece in ("look here", "no submission", "grader error", "abc", "no-scale 1", "mean 2.25"):
+    for piece in ("look here", "no submission", "grader error", "abc", "no scale", "mean 2.25"):
         assert piece in page.text
     assert page.tags.count("img") == 1
 
@@ -367,7 +383,7 @@ def test_statistics_of_a_class_that_can_be_worked_out_by_hand():
     assert second["mistakes"] == {"no-scale": 2}
     assert first["discrimination"] == pytest.approx(np.corrcoef([2, 2, 0, 0], [4, 3, 1, 0])[0, 1])
     assert second["discrimination"] == pytest.approx(np.corrcoef([4, 3, 1, 0, 4], [2, 2, 0, 0, 0])[0, 1])
-    assert mistakes_line(second) == "no-scale 2"
+    assert mistake_rows([first, second]) == [["7.01", "2", "swap", ""], ["7.02", "2", "no scale", ""]]
 
 
 def test_statistics_where_nothing_varies():
@@ -379,7 +395,18 @@ def test_statistics_where_nothing_varies():
 
 def test_mistakes_are_in_order():
     class_ = [report([exercise(1, 0, 2, "failed", diagnosis=label)]) for label in ("b", "a", "c", "c", "b", "b")]
-    assert mistakes_line(statistics(class_)[0]) == "b 3, c 2, a 1"
+    items = statistics(class_)
+    assert "b 3, c 2, a 1" in statistics_csv(items)
+    assert [row[1:3] for row in mistake_rows(items, 2)] == [["3", "b"], ["2", "c"]]
+
+
+def test_a_mistake_comes_with_what_was_told():
+    told = exercise(1, 0, 2, "failed", diagnosis="no-scale", cause="The factor <b>1/√d</b> is missing.")
+    items = statistics([report([told])])
+    assert mistake_rows(items) == [["7.01", "1", "no scale", "The factor <b>1/√d</b> is missing."]]
+    row = Row(Student("ada", "Ada", ""), "graded", report([told]), True, (), "")
+    page = inert(class_html("Lesson 7", [row], items, [], [], b"", {}))
+    assert "The factor <b>1/√d</b> is missing." in page.text
 
 
 def test_picture(tmp_path):

@@ -833,11 +833,11 @@ def test_full_run_has_every_density_and_seed_and_writes_the_record(
 def test_verdict_compares_the_plain_ranking_with_the_best_control() -> None:
     values = {"gradient": [3.0], "fisher": [1.0], "random": [3.1], "magnitude": [9.0], "bottom_k": [8.0]}
     assert ranking.verdict(values, 0.01) == (
-        "at 1 %: gradient 3.000, best control random 3.100: the ranking pays (one seed)"
+        "at 1 %: gradient 3.000, best control random 3.100: the ranking is ahead (one seed)"
     )
     values["random"] = [2.9]
     assert ranking.verdict(values, 0.001) == (
-        "at 0.1 %: gradient 3.000, best control random 2.900: the ranking does not pay (one seed)"
+        "at 0.1 %: gradient 3.000, best control random 2.900: the ranking is behind (one seed)"
     )
     values |= {"gradient": [2.0, 2.1], "random": [3.0, 3.1]}
     assert ranking.verdict(values, 0.01).endswith("the ranking pays")

@@ -150,6 +150,29 @@ def test_an_attempt_reaches_functions_that_the_lesson_only_imports(run: Notebook
     assert "not written yet" in text_of(shown)
 
 
+def test_an_attempt_that_raises_is_told_where(run: NotebookRun, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    derived = lora.DERIVATIONS[0]
+
+    def lora_backward_A(dz: Any, x: Any, ops: Any = None, out: Any = None) -> Any:
+        wrong = dz.T @ x
+        return wrong
+
+    run.attempt(derived, lora_backward_A)
+    told = text_of(shown)
+    assert "✗ **ValueError**: matmul" in told
+    assert "line 2 of your `lora_backward_A`: `wrong = dz.T @ x`" in told
+
+    def lora_backward_B(dy: Any, z: Any, ops: Any = None, out: Any = None) -> Any:
+        return ops.linear_backward_weight(z, dy)
+
+    def broken(*arrays: Any) -> Any:
+        raise ValueError("a fault of the lesson")
+
+    monkeypatch.setattr(lora, "lora_forward", broken)
+    with pytest.raises(ValueError, match="a fault of the lesson"):
+        run.attempt(derived, lora_backward_B)
+
+
 def record(values: list[float]) -> dict[str, Any]:
     return {
         "figures": {"loss": {"values": values, "unit": "nats"}},
