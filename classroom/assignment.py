@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import classroom.exercises
-from classroom import source, views
+from classroom import source, values, views
 from classroom.exercise import Exercise, Ops, Rng
 from classroom.recorded import Outcome, Recorded, RecordedCase, RecordedExercise, Tolerance
 from minigpt.errors import InputError
@@ -130,7 +130,8 @@ def outcome(function: Callable[..., Any], args: Mapping[str, Any], mutates: tupl
     """What a call leaves behind, on copies of the arguments."""
     mine = {name: argument(value) for name, value in args.items()}
     answer = function(**mine)
-    return Outcome(answer, {name: mine[name] for name in mutates if name in mine})
+    after = values.after(args, mine)
+    return Outcome(answer, {name: after[name] for name in mutates if name in after})
 
 
 def argument(value: Any) -> Any:

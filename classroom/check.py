@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from classroom import assignment, base, grading, source
-from classroom.exercise import Exercise, Ops, Rng
+from classroom import assignment, base, grading, source, values
+from classroom.exercise import Exercise
 from classroom.recorded import Recorded, RecordedExercise
 from classroom.sandbox import Limits, offered
 from classroom.values import plain
@@ -175,7 +175,7 @@ def _judged(exercise: Exercise, seed: _Seed, function: Callable[..., Any]) -> di
                 said = {"type": type(error).__name__, "message": str(error), "where": "", "function": exercise.name}
                 messages.append({"kind": "raised", **said})
                 continue
-        after = {name: value for name, value in args.items() if not isinstance(case.args[name], (Rng, Ops))}
+        after = values.after(case.args, args)
         messages.append(plain({"kind": "answer", "answer": answer, "args": after, "seconds": 0.0}))
     return grading.judged(seed.judged[exercise.id], messages)
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from classroom import judge
 from classroom.judge import Difference, compare
 from classroom.recorded import Outcome, RecordedCase, RecordedExercise, Tolerance
-from classroom.values import Named
+from classroom.values import Named, Rng
 from classroom.views import both
 
 CLOSE = 1e-6
@@ -75,6 +76,13 @@ def general(difference: Difference, args: Mapping[str, Any], tolerance: Toleranc
     tolerance : Tolerance
     """
     e, a = difference.expected, difference.actual
+    for name, value in args.items():
+        if difference.place.startswith(f"the argument {name},"):
+            if isinstance(value, Rng):
+                return Diagnosis("generator-unused", f"Draw from {name}, the generator that is given.")
+            if judge.same(value, a):
+                told = f"{name} is as it was before the call: change the array itself, not what its name stands for."
+                return Diagnosis("not-in-place", told)
     if a is None and e is not None:
         return Diagnosis("returns-none", "Nothing is returned there: is a return missing, or behind a branch?")
     for guess in (_structure, _other_form, _not_finite, _numbers):
@@ -109,9 +117,9 @@ def raised(kind: str, message: str) -> Diagnosis:
 def _structure(difference: Difference, args: Mapping[str, Any], tolerance: Tolerance) -> Diagnosis | None:
     """Tuples: too few or too many items."""
     e, a = difference.expected, difference.actual
-    if difference.kind == "length" and isinstance(e, (tuple, list)):
-        return Diagnosis("wrong-length", f"The docstring lists {len(e)} results, in an order.")
-    if difference.kind == "type" and isinstance(e, (tuple, list)) and len(e) > 1 and isinstance(a, np.ndarray):
+    if difference.kind == "length" and isinstance(e, (tuple, Named)):
+        return Diagnosis("wrong-length", f"The docstring lists {len(_items(e))} results, in an order.")
+    if difference.kind == "type" and isinstance(e, tuple) and len(e) > 1 and isinstance(a, np.ndarray):
         return Diagnosis("wrong-length", f"One array came where the docstring lists {len(e)} results.")
     return None
 
@@ -132,7 +140,7 @@ def swapped(expected: Any, actual: Any, tolerance: Tolerance, float32: bool) -> 
 def _items(value: Any) -> tuple[Any, ...]:
     if isinstance(value, Named):
         return value.items
-    return tuple(value) if isinstance(value, (tuple, list)) else ()
+    return value if isinstance(value, tuple) else ()  # a list holds elements, in whatever number there are
 
 
 def _order(order: tuple[int, ...]) -> str:
@@ -170,6 +178,8 @@ def _not_finite(difference: Difference, args: Mapping[str, Any], tolerance: Tole
     if not extra.any():
         return Diagnosis("should-be-infinite", "Some elements should be infinite (or no number) and are not.")
     what = "NaN" if np.isnan(a[extra]).any() else "infinite"
+    if e.size == 1 and what == "infinite":
+        return None  # a best value that was never found starts there
     causes = {
         "NaN": "0/0, ∞ − ∞ and the root or logarithm of a negative number give NaN.",
         "infinite": "An exponential that overflows, or a division by 0, gives infinity.",
@@ -182,6 +192,8 @@ def _numbers(difference: Difference, args: Mapping[str, Any], tolerance: Toleran
     e, a = _floats(difference.expected), _floats(difference.actual)
     if difference.kind != "values" or e is None or a is None or e.shape != a.shape or not e.any():
         return None
+    if isinstance(difference.expected, int):
+        return None  # an index or a count: its sign or a factor says nothing
     finite = np.isfinite(e) & np.isfinite(a)
     e, a = np.where(finite, e, 0.0), np.where(finite, a, 0.0)
     if not a.any():
@@ -198,6 +210,8 @@ def _numbers(difference: Difference, args: Mapping[str, Any], tolerance: Toleran
     ratio = _constant_ratio(e, a)
     if ratio is not None:
         cause = _named_factor(ratio, args)
+        if e.size == 1 and not cause:
+            return None  # any two numbers have a ratio
         return Diagnosis("constant-factor", f"Every element is {ratio:.6g} times what it should be{cause}.")
     for axes in _permutations(a.ndim):
         if a.transpose(axes).shape == e.shape and _close(a.transpose(axes), e):

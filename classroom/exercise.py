@@ -98,7 +98,8 @@ class Exercise:
     needs : tuple of str
         Ids of the exercises whose functions the reference body calls.
     mutates : tuple of str
-        Arguments that the specification says are changed in place; they are judged as answers.
+        Arguments that the specification says are changed in place; they are judged as answers. Of a generator:
+        whether anything was drawn from it.
     view : str
         Name in `classroom.views` of what is applied to arguments and answer before comparing, where several answers
         are right; empty for none.

@@ -52,7 +52,7 @@ def compare(expected: Outcome, actual: Outcome, tolerance: Tolerance, float32: b
     float32 : bool
         Whether float32 is taken for float64.
     """
-    if float32 and expected.answer is not None and any(_same(v, expected.answer) for v in expected.mutated.values()):
+    if float32 and expected.answer is not None and any(same(v, expected.answer) for v in expected.mutated.values()):
         # The answer stands in the caller's array, whose dtype does not say in which precision it was computed.
         tolerance = tolerance._replace(float64=tolerance.float32)
     found = list(_differences(expected.answer, actual.answer, tolerance, float32, "the answer"))
@@ -68,12 +68,12 @@ def edited(before: Mapping[str, Any], after: Mapping[str, Any], mutates: tuple[s
     Parameters
     ----------
     before, after : mapping of str to value
-        Plain values. Generators and operations have no value afterwards; any other argument that is not there counts
+        Plain values. Of generators and operations nothing is compared; any other argument that is not there counts
         as changed.
     mutates : tuple of str
     """
     judged = [name for name in before if name not in mutates and not isinstance(before[name], (Rng, Ops))]
-    return [name for name in judged if name not in after or not _same(before[name], after[name])]
+    return [name for name in judged if name not in after or not same(before[name], after[name])]
 
 
 # ---------------------------------------------------------------------------------------------- differences
@@ -238,19 +238,19 @@ def _short(value: Any) -> str:
     return repr(value)[:120]
 
 
-def _same(x: Any, y: Any) -> bool:
+def same(x: Any, y: Any) -> bool:
     """Whether two plain values are the same to the bit."""
     if isinstance(x, np.ndarray):
         same_form = isinstance(y, np.ndarray) and x.dtype == y.dtype and x.shape == y.shape
         return same_form and x.tobytes() == y.tobytes()
     if isinstance(x, Named):
-        return isinstance(y, Named) and x.fields == y.fields and _same(x.items, y.items)
+        return isinstance(y, Named) and x.fields == y.fields and same(x.items, y.items)
     if type(x) is not type(y):
         return False
     if isinstance(x, (tuple, list)):
-        return len(x) == len(y) and all(map(_same, x, y))
+        return len(x) == len(y) and all(map(same, x, y))
     if isinstance(x, dict):
-        return list(x) == list(y) and all(_same(x[key], y[key]) for key in x)
+        return list(x) == list(y) and all(same(x[key], y[key]) for key in x)
     if isinstance(x, float):
         return x.hex() == y.hex()
     return bool(x == y)

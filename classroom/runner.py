@@ -149,8 +149,7 @@ def _make(call: dict[str, Any], message: bytes, values: Any, root: str) -> dict[
     except BaseException as error:
         return _raised(error, root)
     seconds = time.process_time() - started
-    after = {name: value for name, value in args.items() if call["args"][name].__class__.__name__ not in ("Rng", "Ops")}
-    return {"kind": "answer", "answer": answer, "args": after, "seconds": seconds}
+    return {"kind": "answer", "answer": answer, "args": values.after(call["args"], args), "seconds": seconds}
 
 
 def _ops() -> Any:

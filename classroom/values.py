@@ -16,7 +16,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,26 @@ class Named:
     type_name: str
     fields: tuple[str, ...]
     items: tuple[Any, ...]
+
+
+def after(sent: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    """What arguments hold when a call is over: of a generator whether it was drawn from, of operations nothing.
+
+    Parameters
+    ----------
+    sent : mapping of str to value
+        As they were sent.
+    args : mapping of str to value
+        What the function was called with.
+    """
+    left = {}
+    for name, value in args.items():
+        if isinstance(sent[name], Rng):
+            fresh = np.random.default_rng(sent[name].seed)
+            left[name] = "as it was" if value.bit_generator.state == fresh.bit_generator.state else "drawn from"
+        elif not isinstance(sent[name], Ops):
+            left[name] = value
+    return left
 
 
 # ---------------------------------------------------------------------------------------------- to bytes

@@ -40,6 +40,7 @@ def linear_input_cases(rng: np.random.Generator) -> list[Case]:
             "one input": args((B, T), 1, O),
             "one output": args((B, T), C, 1),
             "one row": args((1, 1), C, O),
+            "as many outputs as inputs": args((B, T), C, C),
         }
     )
 
@@ -1070,6 +1071,8 @@ def attention_inputs(rng: np.random.Generator, steep: float) -> dict[str, Args]:
         "dropout": {**args(S, S), "key_mask": None, "dropout_mask": dropped(S, S, 0.4)},
         "dropout, padding and past": {**args(T, S), "key_mask": left(S), "dropout_mask": dropped(T, S, 0.2)},
         "one query": args(1, S),
+        "one query, padding on the left": {**args(1, S), "key_mask": left(S)},
+        "as many heads as places": args(S, S, H=S),
         "one place": args(1, 1),
         "one head of size one": args(T, T, H=1, D=1),
         "steep scores": args(S, S, factor=steep**0.5),
@@ -1386,6 +1389,7 @@ def clip_cases(rng: np.random.Generator) -> list[Case]:
         "no gradient": (0.0, limit),
         "far above": (float(rng.uniform(1e4, 1e5)), 1.0),
         "tiny": (float(rng.uniform(2e-6, 6e-6)), 1e-6),
+        "just below the limit": (limit * float(rng.uniform(0.85, 0.97)), limit),
     }
     return as_cases({name: {"norm": norm, "max_norm": max_norm} for name, (norm, max_norm) in pairs.items()})
 
@@ -1492,6 +1496,7 @@ def adamw_cases(rng: np.random.Generator) -> list[Case]:
             "large gradients": args(later, rate(), scale=1e3, **decay),
             "one element": args(later, rate(), size=1),
             "late step": args(20000, rate(), **decay),
+            "a hundred steps later": args(int(rng.integers(100, 140)), rate()),
         }
     )
 
@@ -1742,6 +1747,7 @@ def merge_pair_cases(rng: np.random.Generator) -> list[Case]:
     odd = 2 * int(rng.integers(1, 4)) + 1
     word = rng.choice([a, b, c], size=int(rng.integers(12, 20)))
     word[3:5] = (a, b)
+    p, q = rng.permutation(np.arange(10, 25))[:2].tolist()
 
     def args(ids: Any, pair: tuple[int, int] = (a, b), new_id: int = new) -> Args:
         return {"ids": ids, "pair": pair, "new_id": new_id}
@@ -1764,6 +1770,7 @@ def merge_pair_cases(rng: np.random.Generator) -> list[Case]:
             "empty word": args([]),
             "new id makes the pair again": args([a, b, b, c], (a, b), a),
             "tuple": args((d, a, b, d)),
+            "ids that are written alike": args([100 + p, q, d, p, 10 * q + 3, p, q], (p, q)),
         }
     )
 

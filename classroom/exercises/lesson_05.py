@@ -246,6 +246,7 @@ def best_split_cases(rng: np.random.Generator) -> Sequence[Case]:
         case("exactly so many rows", edge, np.array([4.0, 4.5, 3.0, 1.0, 0.0, -1.0, 0.5, 0.0]), 3),
         case("equal columns", twins, whole),
         case("some columns constant", constant, steered(constant, 1, 1.0)),
+        case("some columns constant, any leaf allowed", constant, steered(constant, 1, 1.0), 0),
         case("nothing to gain", constant, np.zeros(n)),
         case("all columns constant", np.tile([0.0, 1.0, 1.0], (n, 1)), rng.standard_normal(n)),
         case("no leaf large enough", plain, rng.standard_normal(n), n // 2 + 1),

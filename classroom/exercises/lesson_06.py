@@ -50,6 +50,7 @@ def rotation_cases(rng: np.random.Generator) -> Sequence[Case]:
         case("equal lengths, product negative", w, w, -0.7 * w),
         case("long columns", 3e6 * u, 1e6 * v, 5e5 * w),
         case("short columns", 1e-6 * u, 4e-6 * v, -1e-6 * u),
+        case("very short columns", 1e-13 * u, 4e-13 * v, -1e-13 * u),
     ]
 
 
@@ -72,6 +73,7 @@ def truncated_cases(rng: np.random.Generator) -> Sequence[Case]:
         case("large entries", _matrix(rng, m, n, 1e3), 2),
         case("small entries", _matrix(rng, n, m, 1e-3), 2),
         case("all entries positive", 2.0 + _matrix(rng, n, m), 1),
+        case("single precision", _matrix(rng, m, n).astype(np.float32), 2),
     ]
 
 
@@ -109,6 +111,7 @@ def effective_cases(rng: np.random.Generator) -> Sequence[Case]:
     return [
         Case("falling values", {"s": _falling(rng, k)}),
         Case("values below 1", {"s": 0.05 * _falling(rng, k)}),
+        Case("tiny values", {"s": 1e-10 * _falling(rng, k)}),
         Case("large values", {"s": 1e3 * _falling(rng, k)}),
         Case("all alike", {"s": np.full(k, 0.4)}),
         Case("a single value", {"s": np.array([3.7])}),

@@ -457,6 +457,7 @@ EXERCISES = (
         points=2,
         cases=near_identity_cases,
         view="near_identity",
+        mutates=("rng",),
         float32=False,
         wrong=(
             Wrong(

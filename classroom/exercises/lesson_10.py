@@ -99,6 +99,7 @@ def cases_dpo_loss_forward(rng: np.random.Generator) -> Sequence[Case]:
         case("far apart", scale=1000.0, beta=number(rng, 1.5, 2), label_smoothing=0.0),
         case("far apart and smoothed", scale=1000.0, beta=number(rng, 1.5, 2), label_smoothing=0.2),
         case("IPO", beta=number(rng, 0.3, 0.9), label_smoothing=0.0, kind="ipo"),
+        case("IPO, smoothing means nothing", beta=number(rng, 0.3, 0.9), label_smoothing=0.3, kind="ipo"),
         case("IPO, a high price", beta=number(rng, 2, 3), label_smoothing=0.0, kind="ipo"),
         case("IPO, a part of a batch", beta=number(rng, 0.1, 0.2), label_smoothing=0.0, kind="ipo", n_pairs=part),
     ]
@@ -227,8 +228,11 @@ def cases_ppo_policy_loss_forward(rng: np.random.Generator) -> Sequence[Case]:
 
     middle, whole = responses(rng, B, T), np.ones((B, T), bool)
     part = float(B * T + rng.integers(2, 9))
+    outside = case("far off outside of the mask", middle)
+    outside.args["logprobs"][~middle] += 2000.0
     return [
         case("as it comes", middle),
+        outside,
         case("another range", middle, clip=number(rng, 0.3, 0.4)),
         case("a part of a batch", middle, clip=0.2, n_tokens=part),
         case("whole rows", whole, clip=number(rng, 0.05, 0.15)),

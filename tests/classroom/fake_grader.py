@@ -62,6 +62,10 @@ def grade(tree: Path, lesson: int, secret: bytes, level: str) -> dict[str, Any]:
             exercise(2, score, 4, "failed", f"worth {score}", diagnosis="no-scale"),
         ]
     )
+    if wish == "suspicious":
+        told = "A person has to look at this: the process that watches over it was stopped from inside."
+        made["exercises"][1] |= {"status": "suspicious", "points": 0, "message": told}
+        made["total"] = 2
     if wish == "half an error":
         made["exercises"][1] |= {"status": "error", "points": 0}
         made["total"] = 2

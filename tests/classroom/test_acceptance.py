@@ -273,11 +273,27 @@ def test_19_exit_at_import_costs_its_own_file(tmp_path: Path) -> None:
     assert "ended before answering" in report["exercises"][0]["message"]
 
 
-def test_24_a_fork_bomb_is_limited_and_cleared(tmp_path: Path, isolation: Isolation) -> None:
+def test_24_a_fork_bomb_is_limited_and_cleared(tmp_path: Path, isolation: Isolation, boxes: list[Sandbox]) -> None:
     enforced(isolation, "number of processes")
     first, *rest = toy.grade(tmp_path, toy.attacked("fork_bomb"))["exercises"]
     assert (first["status"], first["points"]) == ("timeout", 0)
     assert [e["points"] for e in rest] == REST
+    assert boxes
+    assert not any(tasks_with(box._token) for box in boxes)
+
+
+@pytest.fixture
+def boxes(monkeypatch: pytest.MonkeyPatch) -> list[Sandbox]:
+    """All sandboxes of a test, once they are entered."""
+    entered: list[Sandbox] = []
+    start = Sandbox.__enter__
+
+    def enter(self: Sandbox) -> Sandbox:
+        entered.append(self)
+        return start(self)
+
+    monkeypatch.setattr(Sandbox, "__enter__", enter)
+    return entered
 
 
 @pytest.fixture(params=["process", "auto"])
@@ -380,6 +396,8 @@ def test_30_other_processes_cannot_be_signalled(tmp_path: Path, probes: Sandbox)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
         try:
             assert probe(probes, "send_signal", pid=other.pid, number=int(signal.SIGKILL)).startswith("refused")
+            assert probe(probes, "trace", pid=other.pid).startswith("refused")
+            assert probe(probes, "memory_read", pid=other.pid, address=id(other)).startswith("refused")
             time.sleep(0.1)
             assert other.poll() is None
         finally:
@@ -402,16 +420,7 @@ def test_32_nothing_of_the_grader_is_in_the_process(probes: Sandbox) -> None:
     assert [entry for entry in probe(probes, "path") if entry.rstrip("/") == root] == []
 
 
-def test_32_the_reference_runs_when_the_tree_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes: list[Sandbox] = []
-    start = Sandbox.__enter__
-
-    def enter(self: Sandbox) -> Sandbox:
-        boxes.append(self)
-        return start(self)
-
-    monkeypatch.setattr(Sandbox, "__enter__", enter)
-
+def test_32_the_reference_runs_when_the_tree_is_dead(tmp_path: Path, boxes: list[Sandbox]) -> None:
     def complete(recorded: Recorded) -> Recorded:
         assert boxes
         assert all(box._process.poll() is not None for box in boxes)

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="a class is graded on Linux"),
 ]
+ATTACKS = Path(__file__).with_name("attacks")
 LESSON = 2
 FILES = sorted({path_of(exercise.function) for exercise in assignment.load(LESSON)})
 MOST = sum(exercise.points for exercise in assignment.load(LESSON))
@@ -33,6 +34,7 @@ NAMES = {
     "crlf": "Zoë 漢字",
     "latin": "-1+2",
     "evil": "<script>alert(1)</script>",
+    "writer": "Writer",
     "nobody": "@x",
     "linked": "'=quoted",
     "bomb": "ＡＢ",
@@ -64,6 +66,8 @@ def graded(tmp_path_factory):
     message = "\\x00\\x1b[31m\\u202e\\ud800<script>alert(1)</script>]]>&\\uffff"
     put(sent / "evil", {name: f"raise ValueError('{message}')\n".encode() for name in FILES})
     put(sent / "evil", {"\x1b[31m<b>.py": b"", "conftest.py": b""})
+    writes = (ATTACKS / "late_writer.py").read_bytes() + b"\nattack()\n"
+    put(sent / "writer", {name: data + b"\n\n" + writes for name, data in right.items()})
     put(sent / "linked", right)
     (sent / "linked" / FILES[0]).unlink()
     (sent / "linked" / FILES[0]).symlink_to(ROOT / FILES[0])
@@ -100,6 +104,15 @@ def test_41_hostile_archives_are_rejected_with_the_reason(graded):
     assert "symbolic link" in rows["linked"]["notes"]
     assert "unpacks to 250 MB; 200 MB are allowed" in rows["bomb"]["notes"]
     assert rows["linked"]["total"] == rows["bomb"]["total"] == ""
+
+
+def test_35_reports_written_by_a_submission_change_nothing(graded):
+    place, _ = graded
+    rows = table(place / "out/class.csv")
+    assert {rows[key]["state"] for key in ("right", "writer")} == {"graded"}
+    assert float(rows["right"]["total"]) == round(MOST * 0.9, 2)
+    forged = [path for path in (place / "out").rglob("*.json") if '"total": 100' in path.read_text("utf-8")]
+    assert forged == []
 
 
 def test_42_hash_of_the_graded_copy(graded):

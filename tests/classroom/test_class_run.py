@@ -220,6 +220,19 @@ def test_a_fault_costs_one_row_and_no_points(class_, wish, reason, capsys):
     assert class_.graded() == ["bad"]
 
 
+def test_a_suspicious_row_is_told_and_the_class_goes_on(class_):
+    """Acceptance case 30."""
+    class_.sends("ada")
+    class_.sends("bad", "suspicious")
+    class_.sends("grace")
+    assert class_.grade() == 0
+    table = class_.table()
+    assert [line["state"] for line in table.values()] == ["graded", "graded", "graded"]
+    assert (table["bad"]["total"], table["bad"]["7.02"]) == ("2", "0")
+    assert "exercise 7.02 is suspicious" in class_.attention()
+    assert "A person has to look at this" in (class_.place / "out/students/bad/report.txt").read_text("utf-8")
+
+
 def test_a_fault_that_passes_is_mended_by_the_next_run(class_):
     class_.sends("ada")
     class_.sends("bad", "kill the worker once")

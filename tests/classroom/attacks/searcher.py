@@ -21,7 +21,7 @@ def attack(*args):
         if name.startswith("classroom"):
             found.append(module)
     for thing in found:
-        if isinstance(thing, (np.ndarray, float, tuple, list)):
+        if isinstance(thing, (np.ndarray, float, tuple, list, str, bytes, dict)):
             return thing
         if callable(thing) and not isinstance(thing, type):
             return thing(*args)
