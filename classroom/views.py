@@ -181,7 +181,7 @@ def _drawn(matrix: np.ndarray, std: float) -> dict[str, Any]:
         facts["many are equal"] = bool(np.unique(z).size < 0.98 * z.size)
         facts["spread of a normal that is cut off at two"] = bool(abs(np.std(z) - SPREAD) < 0.06)
         facts["mean near 0"] = bool(abs(np.mean(z)) < 0.1)
-        facts["some beyond one and a half"] = bool(np.max(np.abs(z)) > 1.5)
+        facts["some near two"] = bool(np.max(np.abs(z)) > 1.9)
         facts["all below a half"] = bool(np.max(np.abs(z)) < 0.5)
     return facts
 

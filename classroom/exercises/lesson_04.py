@@ -163,7 +163,9 @@ def loss_cases(rng: np.random.Generator) -> list[Case]:
             case(f"per {per}, one row", per, [T - 2]),
             case(f"per {per}, one column", per, [1] * B, width=1),
         ]
-    return cases
+    double = case("per token, single precision", "token", unlike)
+    narrow = {"logprobs": double.args["logprobs"].astype(np.float32)}
+    return [*cases, Case(double.name, {**double.args, **narrow})]
 
 
 LOSS = Exercise(

@@ -35,7 +35,7 @@ NEEDS: Mapping[int, tuple[str, tuple[int, ...]]] = {
 # Where each lesson is drawn: column by how many lessons lead to it, row by the road that it lies on.
 PLACES = {
     1: (0, 2), 2: (1, 0), 3: (2, 0), 4: (1, 1), 5: (2, 1), 10: (2, 2), 6: (1, 4), 7: (2, 4), 13: (1, 2),
-    9: (3, 3), 8: (3, 4), 12: (3, 5), 11: (4, 2), 14: (1, 5),
+    9: (3, 3), 8: (3, 4), 12: (3, 5), 11: (4.3, 2), 14: (1, 3),
 }  # fmt: skip
 
 
@@ -49,19 +49,19 @@ def map_picture(highlight: int | None = None) -> Figure:
         A lesson to stand out.
     """
     figure, ax = plotting.new(height=4.6)
-    for number, (name, needs) in NEEDS.items():
+    boxes = {}
+    for number, (name, _) in NEEDS.items():
         x, y = PLACES[number]
         colour = plotting.VERMILLION if number == highlight else plotting.BLUE
         box = {"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": colour, "linewidth": 1.6}
-        ax.text(x, y, f"{number}  {name}", ha="center", va="center", fontsize=10, bbox=box, zorder=3)
+        boxes[number] = ax.text(x, y, f"{number}  {name}", ha="center", va="center", fontsize=10, bbox=box)
+    for number, (_, needs) in NEEDS.items():
         for before in needs:
-            ax.annotate(
-                "",
-                xy=(x - 0.36, y),
-                xytext=(PLACES[before][0] + 0.35, PLACES[before][1]),
-                arrowprops={"arrowstyle": "->", "color": plotting.GREY, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0},
-            )
-    ax.set_xlim(-0.5, 4.5)
+            # From middle to middle, cut off at the boxes, whose sizes are known once they are drawn: hence the order.
+            how = {"arrowstyle": "->", "color": plotting.GREY, "linewidth": 1.2, "shrinkA": 1, "shrinkB": 1}
+            how |= {"patchA": boxes[before].get_bbox_patch(), "patchB": boxes[number].get_bbox_patch()}
+            ax.annotate("", xy=PLACES[number], xytext=PLACES[before], arrowprops=how, zorder=4)
+    ax.set_xlim(-0.45, 4.75)
     ax.set_ylim(5.5, -0.5)
     ax.set_title("Which lesson stands on which")
     ax.axis("off")
