@@ -143,8 +143,8 @@ def run_arms(sizes: Sizes, kept: Path, workers: int) -> dict[str, dict[str, dict
         for arm in tried
         for factor in sizes.grid
     ]
-    found = sweep.run(measure, grid, kept, workers, title="claims: learning rates")
-    chosen = comparison.choose(found, lambda job: (job["study"], job["arm"]))
+    runs = partial(sweep.run, measure, directory=kept, workers=workers, title="claims: learning rates")
+    chosen = comparison.tune(grid, runs, lambda job: (job["study"], job["arm"]))
     jobs = [arm_job(arm, sizes, chosen[arm.study, arm.name], seed) for seed in range(sizes.seeds) for arm in tried]
     reached: dict[str, dict[str, dict[str, Any]]] = {}
     for result in sweep.run(measure, jobs, kept, workers, title="claims: fine-tuning"):
@@ -419,8 +419,8 @@ def run_slant(sizes: Sizes, kept: Path, workers: int) -> dict[str, dict[str, flo
 
     rates = [factor * METHODS["full"].learning_rate for factor in sizes.grid]
     grid = [job(cut, lr, comparison.GRID_SEED) for cut in (0.1, 0.9) for lr in rates]
-    tried = sweep.run(measure, grid, kept, workers, title="claims: slant, learning rates")
-    chosen = comparison.choose(tried, lambda job: (job["what"], str(job["cut_frac"])))
+    runs = partial(sweep.run, measure, directory=kept, workers=workers, title="claims: slant, learning rates")
+    chosen = comparison.tune(grid, runs, lambda job: (job["what"], str(job["cut_frac"])))
     finals = [job(cut, chosen["slant", str(cut)], seed) for cut in (0.1, 0.9) for seed in range(sizes.seeds)]
     found: dict[str, dict[str, float]] = {}
     for result in sweep.run(measure, finals, kept, workers, title="claims: slant"):

@@ -310,6 +310,8 @@ PROMPTING = {"zero-shot": 0, "few-shot": 4}
 """Methods that train nothing: how many solved examples they put before each question."""
 QUESTION = "What is this text about?"  # of labelled data that brings no question along
 GRID = (1 / 3, 1.0, 3.0)
+FURTHER = 2
+"""How many rates beyond an end of its grid are tried, while the best one lies there."""
 GRID_SEED = 100  # of the runs that choose the learning rate: none of the final ones
 SEEDS = 5
 BASE = "base-s"
@@ -490,6 +492,50 @@ def choose(
     if lost:
         raise RunError(f"every learning rate of the grid diverged: {', '.join(lost)}")
     return {cell: tried[cell][index][0] for cell, index in chosen.items()}
+
+
+def tune(
+    jobs: Sequence[Job],
+    runs: Callable[[Sequence[Job]], list[Result]],
+    by: Callable[[Job], tuple[str, str]] | None = None,
+) -> dict[tuple[str, str], float]:
+    """Do the runs of a grid, and choose; where the best rate is the lowest or the highest of several, go on that way.
+
+    The best of a grid that lies at its end says that the grid is too narrow, and a method with a rate that is too low
+    or too high is compared with others at their best.
+
+    Parameters
+    ----------
+    jobs : sequence of dict
+        Of the grid.
+    runs : (jobs) -> list of Result
+        Does them.
+    by : (job) -> (str, str), optional
+        As for `choose`.
+
+    Returns
+    -------
+    rates : dict of (method, task) to float
+
+    Raises
+    ------
+    RunError
+        If every rate of a grid diverged.
+    """
+    results = list(runs(jobs))
+    for _ in range(FURTHER):
+        beyond = []
+        for cell, lr in choose(results, by).items():
+            own = [r.job for r in results if (by(r.job) if by else (r.job["method"], r.job["task"])) == cell]
+            rates = sorted(job["lr"] for job in own)
+            if len(rates) > 1 and lr == rates[0]:
+                beyond.append({**own[0], "lr": lr * rates[0] / rates[1]})
+            elif len(rates) > 1 and lr == rates[-1]:
+                beyond.append({**own[0], "lr": lr * rates[-1] / rates[-2]})
+        if not beyond:
+            break
+        results += runs(beyond)
+    return choose(results, by)
 
 
 # ---------------------------------------------------------------------------------------------- one run
@@ -868,7 +914,9 @@ def run_sweep(plan: Plan, name: str, kept: Path, cluster: str = "") -> tuple[lis
         for value in swept.values
     }
     jobs = plan.sweep_jobs(name, grid, [GRID_SEED])
-    chosen = choose(sweep.run(measure, jobs, kept, title=f"{name}, learning rates", cluster=cluster), of)
+    chosen = tune(
+        jobs, partial(sweep.run, measure, directory=kept, title=f"{name}, learning rates", cluster=cluster), of
+    )
     rates = {what: [lr] for (what, _), lr in chosen.items()}
     jobs = plan.sweep_jobs(name, rates, range(plan.sweep_seeds))
     results = sweep.run(measure, jobs, kept, title=name, cluster=cluster)
@@ -1139,11 +1187,12 @@ def lesson(run: Run) -> None:
     n_grid, n_final = len(plan.grid_jobs()), (len(plan.methods) * plan.seeds + len(PROMPTING)) * len(plan.tasks)
     run.say(
         f"  {len(plan.methods)} methods on {len(plan.tasks)} tasks from {plan.base}: {n_grid} runs to choose learning "
-        f"rates, {n_final} that count ({plan.seeds} seeds)\n"
+        f"rates (and some more where the best is at an end of the grid), {n_final} that count ({plan.seeds} seeds)\n"
         f"  done ones are kept in {kept}: the same command goes on from there"
     )
     cluster = settings.cluster
-    chosen = choose(sweep.run(measure, plan.grid_jobs(), kept, title="choosing learning rates", cluster=cluster))
+    runs = partial(sweep.run, measure, directory=kept, title="choosing learning rates", cluster=cluster)
+    chosen = tune(plan.grid_jobs(), runs)
     finals = sweep.run(measure, plan.final_jobs(chosen), kept, title="final runs", cluster=cluster)
     found = cells(finals, metric)
     swept = [run_sweep(plan, name, kept, cluster) for name in plan.sweeps]

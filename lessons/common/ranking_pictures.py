@@ -89,6 +89,7 @@ def entries_picture(gradient: np.ndarray, chosen: Mapping[str, np.ndarray], name
         panel.set_yticks([])
         panel.grid(visible=False)
         panel.set_ylabel("inputs", fontsize=9)
+        panel.set_xlabel("outputs", fontsize=9)
     return figure
 
 

@@ -604,3 +604,14 @@ def test_the_slant_is_that_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> N
         assert own.measure(job | {"cut_frac": cut, "seed": 0})["loss"] > 0
     assert int(np.argmax(rates[0.1])) == 1
     assert int(np.argmax(rates[0.9])) == 9
+
+
+def test_readme_and_table_say_what_the_records_say() -> None:
+    """A record that is made anew makes the tables anew: `make compare` and `make claims` print and write them."""
+    readme = (RECORDS.parent.parent / "README.md").read_text(encoding="utf-8")
+    entries = claims.ledger(claims.Evidence.read(RECORDS))
+    assert claims.ledger_markdown(entries, brief=True) in readme
+    assert (RECORDS / "claims.md").read_text(encoding="utf-8") == claims.ledger_markdown(entries)
+    assert claims.summary(entries) in readme
+    compared = files.read_json(RECORDS / "lesson-11.json")["results"]
+    assert comparison.readme_table(compared) in readme

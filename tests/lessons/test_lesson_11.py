@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from matplotlib.text import Text
 from lessons import METHODS
 from lessons import lesson_11_comparison as lesson
 from lessons.common.runner import Settings, run_lesson
-from lessons.common.sweep import Result
+from lessons.common.sweep import Job, Result
 from lessons.common.tasks import LABELLED, PAIRS
 from lessons.lesson_11_comparison import SCRATCH, TASKS, Plan, cells, choose, relative, target_loss, tidy, time_to
 from minigpt import InputError, RunError
@@ -79,6 +80,28 @@ def test_the_rate_with_the_lowest_validation_loss_is_chosen() -> None:
     assert choose(grid) == {("lora", "cards"): 2.0}
     with pytest.raises(RunError, match="lora on cards"):
         choose(grid[2:])
+
+
+@pytest.mark.parametrize(
+    ("best", "tried", "chosen"),
+    [
+        (2.0, [], 2.0),  # inside of the grid
+        (8.0, [8.0, 16.0], 8.0),  # one further, and the one after it is worse
+        (1e9, [8.0, 16.0], 16.0),  # ever better: no more than so many
+        (0.5, [0.5, 0.25], 0.5),  # downwards
+    ],
+)
+def test_a_grid_goes_on_where_its_best_rate_is_at_an_end(best: float, tried: list[float], chosen: float) -> None:
+    done: list[float] = []
+
+    def runs(jobs: Sequence[Job]) -> list[Result]:
+        done.extend(job["lr"] for job in jobs)
+        return [Result(dict(job), {"eval_losses": [abs(math.log(job["lr"] / best))]}, "", 0.0) for job in jobs]
+
+    grid = [{"method": "lora", "task": "cards", "lr": lr} for lr in (1.0, 2.0, 4.0)]
+    assert lesson.tune(grid, runs) == {("lora", "cards"): chosen}
+    assert done == [1.0, 2.0, 4.0, *tried]
+    assert lesson.tune(grid[:1], runs) == {("lora", "cards"): 1.0}  # a single rate is no grid
 
 
 def test_cells_gather_the_seeds() -> None:
