@@ -2,8 +2,8 @@
 
 1. How to compare: a learning rate chosen on validation data, seeds with an interval, differences in pairs, and which
    methods nothing else beats.
-2. The plan: for each method and task a small grid of learning rates, then several seeds. Prompting, which trains
-   nothing, and training from scratch stand beside the methods.
+2. The plan: for each method and task a small grid of learning rates, longer where the best is at its end, then several
+   seeds. Prompting, which trains nothing, and training from scratch stand beside the methods.
 3. The five trade-offs: what is trained and stored, memory, training speed, inference cost, quality; and forgetting.
 4. What one setting does: LoRA's rank, the length of a prompt, the size of adapters, the density of a mask, the scale of
    the model.
