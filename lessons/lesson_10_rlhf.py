@@ -879,7 +879,8 @@ DERIVATIONS = (
     Derivation(
         "DPO, IPO's loss",
         """
-        L = (1/n) Σ (h − 1/(2β))²,   dh = 2 (h − 1/(2β))/n    a pair ordered by far enough is left alone
+        L = (1/n) Σ (h − 1/(2β))²,   dh = 2 (h − 1/(2β))/n
+        At h = 1/(2β) nothing pulls; a pair that is ordered by more is pulled back.
         """,
         (dpo_loss_backward,),
         with_values(

@@ -500,8 +500,8 @@ def check_levels(backend: Backend) -> list[Check]:
         below, above = 0.5 - shown[:8], shown[7:] - 0.5
         reach = NF4_OFFSET - 0.5
         return [
-            gradcheck.compare("Φ of the 8 negative ones and 0", below, np.linspace(reach, 0, 8)),
-            gradcheck.compare("Φ of 0 and the 8 positive ones", above, np.linspace(0, reach, 9)),
+            gradcheck.compare("Φ of the 7 negative ones and 0", below, np.linspace(reach, 0, 8), "they should be"),
+            gradcheck.compare("Φ of 0 and the 8 positive ones", above, np.linspace(0, reach, 9), "they should be"),
         ]
 
     return gradcheck.attempt("Φ of the levels", make)
@@ -872,8 +872,9 @@ def show_memory(run: Run, base: GPT, task: Task) -> None:
     run.say(table(rows, ["", "weights", "gradients", "optimizer", "activations", "together", "ms"]))
     saved = 1 - costs["qlora"].weights / costs["lora"].weights
     run.say(
-        "  expect qlora's weights well below lora's, its activations the same, and its step slower: every product\n"
-        "  dequantises its weight first, twice a step. With longer texts activations outweigh all else."
+        "  expect qlora's weights well below lora's, its activations the same; on a quiet machine its step is\n"
+        "  slower: every product dequantises its weight first, twice a step. With longer texts activations outweigh\n"
+        "  all else."
     )
     run.report("weight_memory_saved", saved, "of LoRA's", banded=False)
     slower = costs["qlora"].seconds / costs["lora"].seconds

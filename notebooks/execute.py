@@ -83,7 +83,6 @@ def execute(path: Path, quick: bool = False, results: Path | None = None) -> Any
             timeout=None,
             record_timing=False,
             store_widget_state=False,
-            coalesce_streams=True,
             extra_arguments=["--log-level=40"],  # errors: its own warnings would tear the progress bar
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_executed=lambda **_: bar.update(),
@@ -111,14 +110,17 @@ def tidy(cell: Any) -> None:
     NotebookError
         If something else than a progress bar was written to the error stream.
     """
-    kept = []
+    kept, errors = [], ""
     for output in cell.outputs:
         if output.output_type == "stream" and output.name == "stderr":
-            said = [line for line in re.split(r"[\r\n]", plain(output.text)) if not PROGRESS.search(line)]
-            if said:
-                raise NotebookError(f"it says on its error stream: {said[0].strip()}")
+            errors += output.text  # in pieces, as they came
+        elif output.output_type == "stream" and kept and kept[-1].output_type == "stream":
+            kept[-1].text += output.text
         elif WIDGET not in output.get("data", {}):
             kept.append(output)
+    said = [line for line in re.split(r"[\r\n]", plain(errors)) if not PROGRESS.search(line)]
+    if said:
+        raise NotebookError(f"it says on its error stream: {said[0].strip()}")
     cell.outputs = kept
 
 

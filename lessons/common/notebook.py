@@ -170,6 +170,9 @@ class NotebookRun(Run):
                     stack.enter_context(patch.object(module, function.__name__, function))
             try:
                 checks = derived.check(self.backend.with_reference(*OPS))  # made now, so that it takes yours
+            except (InputError, RunError) as error:  # the course's own, about what yours has given
+                show_markdown(f"✗ {error}")
+                return
             except Exception as error:
                 place = fault_of(error, yours)
                 if place is None:

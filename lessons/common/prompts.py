@@ -285,14 +285,14 @@ def input_picture(prompt: np.ndarray, tokens: np.ndarray, labels: Sequence[str],
     columns = np.concatenate((prompt, np.full((1, C), np.nan), tokens)).T  # (C, P + 1 + T), a gap between
     image = axes.imshow(columns, cmap=plotting.SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.add_patch(Rectangle((-0.5, -0.5), P, C, fill=False, edgecolor=plotting.BLACK, linewidth=2, clip_on=False))
-    names = ["trained", *(plotting.drawable(label) for label in labels)]
+    names = ["prompt", *(plotting.drawable(label) for label in labels)]
     places = [(P - 1) / 2, *range(P + 1, P + 1 + len(labels))]
     axes.set_xticks(places, names, rotation=90, family="DejaVu Sans Mono", fontsize=8)
     axes.tick_params(length=0)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_ylabel("dimension of the embedding")
-    axes.set_xlabel(f"{P} vectors that belong to no token, then the text")
+    axes.set_xlabel(f"{P} vectors of the prompt, then the text")
     axes.set_title(title)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, extend="both")
     bar.set_label("value", fontsize=9)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from lessons.common import plotting
 from lessons.common.plotting import End
@@ -251,7 +252,8 @@ def training(curves: Mapping[str, Curve]) -> Figure:
         axis.set_xlim(1, max(2, *map(len, curves.values())))
         plotting.label_ends(axis, ends)
     axes[0].set_title("PPO, rollout by rollout")
-    axes[-1].set_xlabel("iteration")
+    axes[-1].set_xlabel("rollout")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

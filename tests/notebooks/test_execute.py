@@ -60,6 +60,14 @@ with tqdm(total=2, dynamic_ncols=True) as bar:
 """
 
 
+def test_what_is_shown_keeps_its_order(tmp_path: Path) -> None:
+    shows = "from IPython.display import Markdown, display\n"
+    shows += "print('a')\ndisplay(Markdown('**b**'))\nprint('c', flush=True)\nprint('d')"
+    first, heading, last = execute.execute(write(tmp_path / "01_it.ipynb", shows)).cells[0].outputs
+    assert (first.text, last.text) == ("a\n", "c\nd\n")
+    assert heading.data["text/markdown"] == "**b**"
+
+
 def test_progress_bars_are_not_kept_and_warnings_are_errors(tmp_path: Path) -> None:
     path = write(tmp_path / "01_it.ipynb", BAR + "print('done')")
     assert [output.text for output in execute.execute(path).cells[0].outputs] == ["done\n"]
