@@ -22,7 +22,9 @@ import math
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from kernels import Backend
 from lessons import METHODS
@@ -693,25 +696,31 @@ def costs(job: Job) -> dict[str, Any]:
         method.save(tuned, Path(directory) / "saved")
         values["stored_bytes"] = sum(p.stat().st_size for p in Path(directory, "saved").rglob("*") if p.is_file())
     if isinstance(task, PairTask):
-        values["base_latency_ms"] = token_latency(base)
-        values["latency_ms"] = token_latency(tuned)
-        try:
-            merged = method.merge(tuned)
-        except InputError:
-            values["merged_latency_ms"] = None
-        else:
-            values["merged_latency_ms"] = token_latency(merged)
+        models = {"base": base, "tuned": tuned}
+        with suppress(InputError):  # what cannot be merged stays as it is
+            models["merged"] = method.merge(tuned)
+        latencies = token_latencies(models)
+        values["base_latency_ms"], values["latency_ms"] = latencies["base"], latencies["tuned"]
+        values["merged_latency_ms"] = latencies.get("merged")
         values["mixed_latency_ms"], values["one_batch"] = mixed_latency(base, tuned)
     return values
 
 
-def token_latency(model: GPT, new: int = 64, repeats: int = 5) -> float:
-    """Median milliseconds for a generated token at batch 1, after a prompt of 16."""
-    prompt = [list(range(1, 17))]
-    return 1e3 * median_seconds(lambda: model.generate(prompt, new, temperature=0), repeats) / new
+def token_latencies(models: Mapping[str, GPT], new: int = 64, turns: int = 25) -> dict[str, float]:
+    """Median milliseconds for a generated token at batch 1, after a prompt of 16, of models that take turns.
+
+    It is what `generate` takes, and that has a faster way for plain GPTs, merged ones among them.
+    """
+    prompt, times = [list(range(1, 17))], {name: list[float]() for name in models}
+    for _ in range(turns):
+        for name, model in models.items():
+            began = time.perf_counter()
+            model.generate(prompt, new, temperature=0)
+            times[name].append(1e3 * (time.perf_counter() - began) / new)
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
-def mixed_latency(base: GPT, tuned: GPT, rows: int = 8, new: int = 32, repeats: int = 3) -> tuple[float, bool]:
+def mixed_latency(base: GPT, tuned: GPT, rows: int = 8, new: int = 32, repeats: int = 15) -> tuple[float, bool]:
     """What a batch costs whose rows belong to two tasks: milliseconds for one more token of all rows.
 
     LoRA's adapters can share one pass, each row with its own. Everything else takes a batch for each task.
@@ -994,7 +1003,10 @@ def seeds_picture(n: int, repeats: int = 40) -> Figure:
 
 @plotting.style()
 def quality_picture(found: Sequence[Cell]) -> Figure:
-    """Score against the number of trained parameters, a panel a task, with the front of what nothing else beats."""
+    """Score against the number of trained parameters, a panel a task, with the front of what nothing else beats.
+
+    Colours are families. Named are the methods of the front, full fine-tuning, training from scratch and prompting.
+    """
     names = list(dict.fromkeys(c.task for c in found))
     figure, axes = plotting.panels(len(names), height=3.4)
     for axis, task in zip(axes, names, strict=True):
@@ -1010,15 +1022,25 @@ def quality_picture(found: Sequence[Cell]) -> Figure:
                 axis.errorbar(trained, mean, error, color=colour(method), marker="o", markersize=5, linewidth=1.2)
             else:  # prompting has no place on a logarithmic axis
                 axis.axhline(mean, color=plotting.GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
-        ends = [(trained or None, mean, method) for trained, mean, _, method in points]
-        name_at_the_side(axis, ends, apart=0.052, fontsize=7)
-        trained_ones = np.array([(trained, mean) for trained, mean, *_ in points if trained])  # by rising cost
-        front = trained_ones[pareto_front(trained_ones[:, 0], trained_ones[:, 1])]
-        axis.plot(front[:, 0], front[:, 1], color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        tried = [point for point in points if point[0]]  # by rising cost
+        cost, quality = np.array([(trained, mean) for trained, mean, *_ in tried]).T
+        front = pareto_front(cost, quality)
+        axis.plot(cost[front], quality[front], color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        named = {method for (*_, method), best in zip(tried, front, strict=True) if best} | {
+            "full",
+            SCRATCH,
+            *PROMPTING,
+        }
+        ends = [(trained or None, mean, method) for trained, mean, _, method in points if method in named]
+        name_at_the_side(axis, ends, apart=0.075, fontsize=8)
         plotting.logarithmic(axis)
         axis.set_title(task)
         axis.set_xlabel("trained parameters")
         axis.set_ylabel(TASKS[task].metric)
+    families = [
+        Line2D([], [], color=shade, marker="o", linestyle="", label=name) for name, (shade, _) in FAMILIES.items()
+    ]
+    figure.legend(handles=families, loc="outside upper left", ncols=len(families), frameon=False, fontsize=9)
     return figure
 
 
@@ -1080,15 +1102,19 @@ def sweeps_picture(points: Sequence[Swept]) -> Figure:
         ends = []
         for method in dict.fromkeys(p.method for p in points if p.sweep == name):
             line = [p for p in points if p.sweep == name and p.method == method and p.loss]
-            x = [p.parameters if isinstance(p.value, str) else p.value for p in line]
+            x = [
+                p.parameters if isinstance(p.value, str) else p.value * (100 if name == "density" else 1) for p in line
+            ]
             means = [statistics.mean(p.loss) for p in line]
             for place, p in zip(x, line, strict=True):
                 axis.scatter([place] * len(p.loss), p.loss, color=colour(method), s=14, alpha=0.5, linewidth=0)
             axis.plot(x, means, color=colour(method), marker="o", markersize=4)
             ends.append(plotting.End(x[-1], means[-1], method, colour(method)))
         plotting.logarithmic(axis, 10 if name in ("scale", "density") else 2)
+        if name == "density":
+            axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(name)
-        axis.set_xlabel(SWEEPS[name].title)
+        axis.set_xlabel(SWEEPS[name].title + (", in %" if name == "density" else ""))
         axis.set_ylabel("test loss (nats a token)")
         plotting.label_ends(axis, ends)
     return figure
