@@ -1151,9 +1151,9 @@ def tradeoffs_picture(found: Sequence[Cell], costs_of: Mapping[str, dict[str, An
     methods = [m for m in costs_of if m in learnt]
     lost = {m: statistics.mean(f for c in found if c.method == m for f in c.forgetting) for m in methods}
 
-    def milliseconds(m: str) -> float:
+    def latency(m: str) -> float:
         one, merged = costs_of[m].get("latency_ms"), costs_of[m].get("merged_latency_ms")
-        return merged or one or math.nan
+        return (merged or one or math.nan) / costs_of[m].get("base_latency_ms", math.nan)
 
     columns: list[tuple[str, dict[str, float], bool]] = [
         ("quality\n0 scratch\n1 full", {m: learnt[m] for m in methods}, False),
@@ -1161,7 +1161,7 @@ def tradeoffs_picture(found: Sequence[Cell], costs_of: Mapping[str, dict[str, An
         ("\ntrained\nparameters", {m: float(costs_of[m]["trained"]) for m in methods}, True),
         ("memory\nof a step\nMB", {m: costs_of[m]["step"]["bytes"] / 1e6 for m in methods}, False),
         ("time\nof a step\nms", {m: costs_of[m]["step"]["seconds"] * 1e3 for m in methods}, False),
-        ("latency\nof a token\nms", {m: milliseconds(m) for m in methods}, False),
+        ("latency\nof a token\n× base", {m: latency(m) for m in methods}, False),
     ]
     figure, axes = plotting.new(1, len(columns), height=1.4 + 0.3 * len(methods), sharey=True)
     for axis, (title, values, logarithmic) in zip(axes, columns, strict=True):
@@ -1296,19 +1296,20 @@ def show(run: Run, plan: Plan, found: Sequence[Cell], paid: Mapping[str, dict[st
                 f"{step['flops'] / 1e6:,.0f}",
                 f"{step['seconds'] * 1e3:.0f}",
                 f"{statistics.median(times):.1f}" if len(times) > len(reached) / 2 else "never",
-                f"{cost['latency_ms']:.2f}",
-                "–" if merged is None else f"{merged:.2f}",
+                f"{cost['latency_ms'] / cost['base_latency_ms']:.1f}",
+                "–" if merged is None else f"{merged / cost['base_latency_ms']:.1f}",
                 f"{cost['mixed_latency_ms']:.2f}{'' if cost['one_batch'] else ' (2)'}",
                 f"{statistics.mean(forgotten):+.2f}" if forgotten else "–",
             ]
         )
     headers = [
         "method", "trained", "stored (kB)", "memory (MB)", "peak (MB)", "MFLOP a step", "ms a step", "s to target",
-        "ms a token", "merged", "8 rows of 2 tasks", "forgotten (nats)",
+        "× base's token", "merged", "8 rows of 2 tasks", "forgotten (nats)",
     ]  # fmt: skip
     run.say(table(rows, headers))
     run.say(
-        "  memory: counted; peak: measured over the weights. 8 rows of 2 tasks: ms for one more token of all rows,\n"
+        "  memory: counted; peak: measured over the weights. × base's token: time of a generated token, in turns with\n"
+        "  the base's, and once the update is merged. 8 rows of 2 tasks: ms for one more token of all rows,\n"
         "  (2) where each task takes a batch of its own."
     )
     run.picture("quality", quality_picture(found))
@@ -1344,7 +1345,7 @@ def readme_table(results: Mapping[str, Any]) -> str:
     """
     plan, learnt, paid = results["plan"], results["relative"], results["costs"]
     by_cell = {(c["method"], c["task"]): c for c in results["cells"]}
-    headers = ["method", "trained", "step memory (MB)", "ms a token, merged", "forgotten (nats)"]
+    headers = ["method", "trained", "step memory (MB)", "a token's time, × base", "forgotten (nats)"]
     headers += [f"{task} ({TASKS[task].metric})" for task in plan["tasks"]]
     rows = []
     for method in sorted((*plan["methods"], *PROMPTING), key=lambda m: -learnt.get(m, -math.inf)):
@@ -1353,7 +1354,8 @@ def readme_table(results: Mapping[str, Any]) -> str:
         row = [method, *["–"] * 3]
         if cost:
             token = cost["merged_latency_ms"] or cost["latency_ms"]
-            row = [method, f"{cost['trained']:,}", f"{cost['step']['bytes'] / 1e6:.1f}", f"{token:.2f}"]
+            slower = token / cost["base_latency_ms"]
+            row = [method, f"{cost['trained']:,}", f"{cost['step']['bytes'] / 1e6:.1f}", f"{slower:.1f}"]
         row.append(f"{statistics.mean(lost):+.2f}" if cost and lost else "–")
         row += [
             spread(c["score"], 3) if c["score"] else "diverged" for c in (by_cell[method, t] for t in plan["tasks"])
