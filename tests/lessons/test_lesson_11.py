@@ -195,7 +195,13 @@ def test_names_in_the_picture_of_forgetting_do_not_cover_each_other() -> None:
 
 
 def test_the_table_for_the_readme_has_a_row_a_method() -> None:
-    cost = {"trained": 1104, "step": {"bytes": 2.5e6}, "merged_latency_ms": None, "latency_ms": 1.25}
+    cost = {
+        "trained": 1104,
+        "step": {"bytes": 2.5e6},
+        "merged_latency_ms": None,
+        "latency_ms": 1.25,
+        "base_latency_ms": 0.5,
+    }
     found = [cell(m, "cards", s) for m, s in (("full", (0.5, 0.7)), ("zero-shot", (0.1,)), ("few-shot", ()))]
     results = {
         "plan": {"methods": ["full"], "tasks": ["cards"]},
@@ -204,7 +210,7 @@ def test_the_table_for_the_readme_has_a_row_a_method() -> None:
         "relative": {"full": 1.0},
     }
     rows = lesson.readme_table(results).splitlines()[2:]
-    assert rows[0] == "| full | 1,104 | 2.5 | 1.25 | +0.00 | 0.600 ± 0.141 |"
+    assert rows[0] == "| full | 1,104 | 2.5 | 2.5 | +0.00 | 0.600 ± 0.141 |"
     assert rows[1] == "| zero-shot | – | – | – | – | 0.100 |"
     assert rows[2].endswith("| diverged |")
 
