@@ -1310,7 +1310,8 @@ def show(run: Run, plan: Plan, found: Sequence[Cell], paid: Mapping[str, dict[st
     run.say(
         "  memory: counted; peak: measured over the weights. × base's token: time of a generated token, in turns with\n"
         "  the base's, and once the update is merged. 8 rows of 2 tasks: ms for one more token of all rows,\n"
-        "  (2) where each task takes a batch of its own."
+        "  (2) where each task takes a batch of its own. s to target: until the validation loss has made nine tenths\n"
+        "  of full fine-tuning's way."
     )
     run.picture("quality", quality_picture(found))
     run.picture("memory", memory_picture(paid, COST_TASK))
@@ -1345,7 +1346,7 @@ def readme_table(results: Mapping[str, Any]) -> str:
     """
     plan, learnt, paid = results["plan"], results["relative"], results["costs"]
     by_cell = {(c["method"], c["task"]): c for c in results["cells"]}
-    headers = ["method", "trained", "step memory (MB)", "a token's time, × base", "forgotten (nats)"]
+    headers = ["method", "trained", "step memory (MB)", "a token's time once merged, × base", "forgotten (nats)"]
     headers += [f"{task} ({TASKS[task].metric})" for task in plan["tasks"]]
     rows = []
     for method in sorted((*plan["methods"], *PROMPTING), key=lambda m: -learnt.get(m, -math.inf)):

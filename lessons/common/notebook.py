@@ -232,8 +232,9 @@ class NotebookRun(Run):
     def _about_record(self) -> str:
         assert self.committed is not None
         made = self.committed["provenance"]
+        minutes = round(self.committed["seconds"] / 60)  # of its last sitting, where it went on from others
         return (
-            f"*Full run: `make lesson-{self.number} FULL=1`, {self.committed['seconds'] / 60:.0f} minutes on "
+            f"*Full run: `make lesson-{self.number} FULL=1`, {f'{minutes} minutes on ' * (minutes > 1)}"
             f"{made['cores']} cores of {made['cpu']}, Python {made['python']}, NumPy {made['numpy']}.*"
         )
 
