@@ -66,7 +66,7 @@ def wrong_in(exercise: Exercise, seed: bytes, function: Callable[..., Any]) -> d
     for drawn, case in zip(recorded(exercise, seed).cases, plain(exercise, seed).cases, strict=True):
         args = {name: assignment.argument(value) for name, value in drawn.args.items()}
         answer = values.plain(function(**args))
-        after = {n: values.plain(args[n]) for n, v in drawn.args.items() if not isinstance(v, (values.Rng, values.Ops))}
+        after = {name: values.plain(value) for name, value in values.after(drawn.args, args).items()}
         outcome = Outcome(answer, {name: after[name] for name in exercise.mutates if name in after})
         unlike = difference(exercise, case, case.expected, outcome)
         changed = judge.edited(case.args, after, exercise.mutates)

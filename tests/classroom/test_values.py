@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from classroom import values
+from classroom import values
 from classroom.values import BadValue, Foreign, Named, Ops, Rng, decode, encode, plain
 
 
@@ -216,3 +217,10 @@ def test_every_prefix_of_a_message_is_refused() -> None:
     for length in range(len(whole)):
         with pytest.raises(BadValue):
             decode(whole[:length])
+
+
+def test_what_is_left_of_arguments_says_whether_a_generator_was_drawn_from() -> None:
+    sent = {"x": 1, "rng": Rng(5), "other": Rng(5), "ops": Ops()}
+    args = {"x": 2, "rng": np.random.default_rng(5), "other": np.random.default_rng(5), "ops": object()}
+    args["rng"].random()
+    assert values.after(sent, args) == {"x": 2, "rng": "drawn from", "other": "as it was"}

@@ -103,7 +103,7 @@ def test_the_columns_of_the_input() -> None:
     assert [
         (tick, label.get_text()) for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
     ] == [
-        (1.0, "trained"),
+        (1.0, "prompt"),
         (4, "a"),
         (5, "b"),
     ]
