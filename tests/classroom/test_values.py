@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from classroom import values
-from classroom import values
 from classroom.values import BadValue, Foreign, Named, Ops, Rng, decode, encode, plain
 
 
