@@ -878,8 +878,8 @@ def ledger_markdown(entries: Sequence[Entry], brief: bool = False) -> str:
     headers = ["", "claim", "verdict", "figure [interval over seeds], threshold", "seeds", "made by"]
     note = (
         "The intervals of a claim hold together with 95 %, so each is the wider, the more there are. Where a rule says "
+        "“less than”, the figure is what is left to the limit.\n"
     )
-    note += "“less than”, the figure is what is left to the limit.\n"
     return f"{markdown(rows, headers, 'rlllrl')}\n{note}"
 
 

@@ -34,6 +34,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from kernels import Backend
 from lessons import METHODS
@@ -41,7 +42,7 @@ from lessons.common import derivation, gradcheck, plotting, runner, sweep
 from lessons.common.derivation import Derivation
 from lessons.common.gradcheck import Check
 from lessons.common.lora_serving import MultiLoRA
-from lessons.common.measure import median_seconds, step_cost
+from lessons.common.measure import in_turns, median_seconds, step_cost
 from lessons.common.method import Method, n_trainable, trunk_of
 from lessons.common.runner import Run
 from lessons.common.scenarios import as_questions, delimiter, few_shot, written_scores
@@ -464,9 +465,12 @@ def variant(method: str, value: Any) -> str:
     return f"{method} at {value}"
 
 
-def choose(
-    results: Iterable[Result], by: Callable[[Job], tuple[str, str]] | None = None
-) -> dict[tuple[str, str], float]:
+def cell_of(job: Job) -> tuple[str, str]:
+    """What has a learning rate of its own: a method on a task."""
+    return job["method"], job["task"]
+
+
+def choose(results: Iterable[Result], by: Callable[[Job], tuple[str, str]] = cell_of) -> dict[tuple[str, str], float]:
     """The learning rate of each method and task with the lowest validation loss; see `choose_rate`.
 
     Parameters
@@ -487,9 +491,8 @@ def choose(
     """
     tried: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for result in results:
-        cell = by(result.job) if by else (result.job["method"], result.job["task"])
         loss = math.nan if result.error else min(result.values["eval_losses"])
-        tried.setdefault(cell, []).append((result.job["lr"], loss))
+        tried.setdefault(by(result.job), []).append((result.job["lr"], loss))
     chosen = {cell: choose_rate(*zip(*runs, strict=True)) for cell, runs in tried.items()}
     lost = sorted(" on ".join(cell) for cell, index in chosen.items() if index < 0)
     if lost:
@@ -500,7 +503,7 @@ def choose(
 def tune(
     jobs: Sequence[Job],
     runs: Callable[[Sequence[Job]], list[Result]],
-    by: Callable[[Job], tuple[str, str]] | None = None,
+    by: Callable[[Job], tuple[str, str]] = cell_of,
 ) -> dict[tuple[str, str], float]:
     """Do the runs of a grid, and choose; where the best rate is the lowest or the highest of several, go on that way.
 
@@ -514,22 +517,13 @@ def tune(
     runs : (jobs) -> list of Result
         Does them.
     by : (job) -> (str, str), optional
-        As for `choose`.
-
-    Returns
-    -------
-    rates : dict of (method, task) to float
-
-    Raises
-    ------
-    RunError
-        If every rate of a grid diverged.
+        As for `choose`, which says what is given and raised.
     """
     results = list(runs(jobs))
     for _ in range(FURTHER):
         beyond = []
         for cell, lr in choose(results, by).items():
-            own = [r.job for r in results if (by(r.job) if by else (r.job["method"], r.job["task"])) == cell]
+            own = [r.job for r in results if by(r.job) == cell]
             rates = sorted(job["lr"] for job in own)
             if len(rates) > 1 and lr == rates[0]:
                 beyond.append({**own[0], "lr": lr * rates[0] / rates[1]})
@@ -711,13 +705,14 @@ def token_latencies(models: Mapping[str, GPT], new: int = 64, turns: int = 25) -
 
     It is what `generate` takes, and that has a faster way for plain GPTs, merged ones among them.
     """
-    prompt, times = [list(range(1, 17))], {name: list[float]() for name in models}
-    for _ in range(turns):
-        for name, model in models.items():
-            began = time.perf_counter()
-            model.generate(prompt, new, temperature=0)
-            times[name].append(1e3 * (time.perf_counter() - began) / new)
-    return {name: statistics.median(each) for name, each in times.items()}
+
+    def seconds(model: GPT) -> float:
+        began = time.perf_counter()
+        model.generate([list(range(1, 17))], new, temperature=0)
+        return time.perf_counter() - began
+
+    found = in_turns({name: partial(seconds, model) for name, model in models.items()}, turns)
+    return {name: 1e3 * each / new for name, each in found.items()}
 
 
 def mixed_latency(base: GPT, tuned: GPT, rows: int = 8, new: int = 32, repeats: int = 15) -> tuple[float, bool]:
@@ -1026,11 +1021,7 @@ def quality_picture(found: Sequence[Cell]) -> Figure:
         cost, quality = np.array([(trained, mean) for trained, mean, *_ in tried]).T
         front = pareto_front(cost, quality)
         axis.plot(cost[front], quality[front], color=plotting.GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        named = {method for (*_, method), best in zip(tried, front, strict=True) if best} | {
-            "full",
-            SCRATCH,
-            *PROMPTING,
-        }
+        named = {"full", SCRATCH, *PROMPTING, *(tried[i][-1] for i in np.flatnonzero(front))}
         ends = [(trained or None, mean, method) for trained, mean, _, method in points if method in named]
         name_at_the_side(axis, ends, apart=0.075, fontsize=8)
         plotting.logarithmic(axis)
@@ -1102,9 +1093,7 @@ def sweeps_picture(points: Sequence[Swept]) -> Figure:
         ends = []
         for method in dict.fromkeys(p.method for p in points if p.sweep == name):
             line = [p for p in points if p.sweep == name and p.method == method and p.loss]
-            x = [
-                p.parameters if isinstance(p.value, str) else p.value * (100 if name == "density" else 1) for p in line
-            ]
+            x = [p.parameters if isinstance(p.value, str) else p.value for p in line]
             means = [statistics.mean(p.loss) for p in line]
             for place, p in zip(x, line, strict=True):
                 axis.scatter([place] * len(p.loss), p.loss, color=colour(method), s=14, alpha=0.5, linewidth=0)
@@ -1112,9 +1101,9 @@ def sweeps_picture(points: Sequence[Swept]) -> Figure:
             ends.append(plotting.End(x[-1], means[-1], method, colour(method)))
         plotting.logarithmic(axis, 10 if name in ("scale", "density") else 2)
         if name == "density":
-            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_title(name)
-        axis.set_xlabel(SWEEPS[name].title + (", in %" if name == "density" else ""))
+        axis.set_xlabel(SWEEPS[name].title)
         axis.set_ylabel("test loss (nats a token)")
         plotting.label_ends(axis, ends)
     return figure

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lessons import METHODS
 from lessons.common import plotting, sweep
-from lessons.common.measure import StepCost, step_cost
+from lessons.common.measure import StepCost, in_turns, step_cost
 from lessons.common.method import Method
 from lessons.common.plotting import End
 from lessons.common.runner import Run
@@ -307,8 +306,7 @@ def try_all(plan: Plan, todo: Sequence[tuple[str, Variant]], seeds: Sequence[int
 def token_seconds(models: Mapping[str, GPT], tokens: int, repeats: int) -> dict[str, float]:
     """Median time of one more token at batch 1 with a key/value cache, through each model's layers.
 
-    `generate` has a short cut for plain GPTs, which would count against every model whose layers were changed. The
-    models take turns, so that what else the machine does falls on all of them.
+    `generate` has a short cut for plain GPTs, which would count against every model whose layers were changed.
 
     Parameters
     ----------
@@ -316,11 +314,8 @@ def token_seconds(models: Mapping[str, GPT], tokens: int, repeats: int) -> dict[
     tokens, repeats : int
         Tokens of a sequence, and sequences of each model.
     """
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(repeats):
-        for name, model in models.items():
-            times[name].append(_sequence_seconds(model, tokens) / tokens)
-    return {name: statistics.median(each) for name, each in times.items()}
+    found = in_turns({name: partial(_sequence_seconds, model, tokens) for name, model in models.items()}, repeats)
+    return {name: seconds / tokens for name, seconds in found.items()}
 
 
 def _sequence_seconds(model: GPT, tokens: int) -> float:

@@ -10,7 +10,7 @@ import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -266,6 +266,22 @@ def median_seconds(work: Callable[[], Any], repeats: int, synchronize: Callable[
         synchronize()
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
+
+
+def in_turns(timings: Mapping[str, Callable[[], float]], turns: int) -> dict[str, float]:
+    """Median of what each of several timings gives; they take turns, so that what else the machine does falls on all.
+
+    Parameters
+    ----------
+    timings : dict of str to () -> float
+        Each does something once and gives the seconds that it took.
+    turns : int
+    """
+    times: dict[str, list[float]] = {name: [] for name in timings}
+    for _ in range(turns):
+        for name, timing in timings.items():
+            times[name].append(timing())
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def held_bytes(backward: Any, exclude: Iterable[Any] = ()) -> int:

@@ -103,7 +103,7 @@ def disagreement_picture(each: np.ndarray) -> Figure:
     each : (n, in, out)
         Gradient of each example's log-probability alone, summed over its tokens.
     """
-    mean, squares = each.mean(0), np.square(each).mean(0)
+    mean, squares = each.mean(0), (each**2).mean(0)
     cancel = np.where(np.abs(mean) < np.median(np.abs(mean)), squares, 0.0).argmax()
     ratio = squares / squares.flat[cancel]
     agree = np.where((ratio > 0.8) & (ratio < 1.25), np.abs(mean), 0.0).argmax()

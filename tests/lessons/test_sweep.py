@@ -165,12 +165,7 @@ def test_a_foreign_file_in_the_results_is_named(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------ on a cluster
 
-with_submitit = pytest.mark.skipif(
-    importlib.util.find_spec("submitit") is None, reason='needs submitit: pip install "minigpt[cluster]"'
-)
 
-
-@with_submitit
 def test_a_job_array_does_what_processes_do_and_goes_on(tmp_path: Path) -> None:
     work = jobs(tmp_path, 3, 1, 2, 5, 4)
     do(tmp_path, work[:2])
@@ -186,7 +181,6 @@ def test_a_job_array_does_what_processes_do_and_goes_on(tmp_path: Path) -> None:
     assert len(ran(tmp_path)) == 10
 
 
-@with_submitit
 @pytest.mark.parametrize(
     ("fails", "kind", "words"), [("input", InputError, "at 2"), ("fault", RunError, "ZeroDivisionError: at 2")]
 )
@@ -203,7 +197,6 @@ def die(job):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@with_submitit
 def test_a_task_of_a_job_array_that_dies_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"a task of the job array has died \(\w+\): see .*submitit.*err"):
         sweep.run(die, jobs(tmp_path, 1), tmp_path / "results", progress=False, cluster="local")
